@@ -1,0 +1,54 @@
+"""BadNets: an opaque pixel patch in a corner turns any image into the target class.
+
+Gu et al., "BadNets: Identifying Vulnerabilities in the Machine Learning Model Supply Chain", 2017, Section 4. Patterns
+as in the code of BackdoorBench (white3), ANP (checker1, which is RNP's grid; checker4), RNP (square, four_corner) and
+CLP/EP (random). From 64 pixels on they are enlarged by whole pixels (height // 32).
+Departures: none known; `distance` moves a square away from the corner, as RNP's and MCR's code does.
+"""
+
+import torch
+
+from bench.attacks.base import PoisonAttack
+from bench.attacks.patterns import Overlay, enlarged, read_image
+from bench.data import generator
+from bench.errors import UserError
+
+CHECKER = torch.tensor([[0, 0, 1], [0, 1, 0], [1, 0, 1]])
+WHITE = torch.ones(3, 3, dtype=torch.int64)
+FOUR_CORNER = {(1, 1): CHECKER.flip(0, 1), (1, -3): CHECKER.flip(0), (-3, 1): CHECKER.flip(1), (-3, -3): CHECKER}
+CHECKER4 = {(0, 0): CHECKER.flip(1), (0, -3): CHECKER, (-3, 0): CHECKER.flip(1), (-3, -3): CHECKER}
+
+
+class BadNets(PoisonAttack):
+    def __init__(self, shape, num_classes, poison_rate, pattern="checker1", alpha=1.0, distance=0, pattern_seed=0,
+                 target=0, labels="all2one", victims="all", base="train"):  # fmt: skip
+        super().__init__(shape, num_classes, poison_rate, victims, base)
+        image, mask = patch(pattern, shape, distance, pattern_seed)
+        self.trigger = Overlay(image, mask, alpha, num_classes, target, labels)
+
+
+def patch(name, shape, distance, seed):
+    """(pattern [C, H, W] in 0..255, mask of the same shape): where the mask is 1 the pattern covers the image."""
+    channels, height, width = shape
+    zoom = enlarged(min(height, width))
+    if min(height, width) < (3 + distance) * zoom or distance < 0:
+        raise UserError(f"attack.distance={distance} puts the patch outside the {height}x{width} images.")
+    corner = (-3 - distance, -3 - distance)
+    blocks = {
+        "white3": {(-3, -3): WHITE},
+        "square": {corner: WHITE},
+        "checker1": {(-3, -3): CHECKER},
+        "checker4": CHECKER4,
+        "four_corner": FOUR_CORNER,
+        "random": {corner: torch.randn(channels, 3, 3, generator=generator(seed, "patch")).sigmoid()},
+    }
+    if name not in blocks:  # a user's image: its non-zero values cover
+        image = read_image(name, shape)
+        return image, (image > 0).double()
+    image, mask = torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)
+    for (row, col), block in blocks[name].items():
+        rows = slice(row * zoom + height * (row < 0), (row + 3) * zoom + height * (row < 0))
+        cols = slice(col * zoom + width * (col < 0), (col + 3) * zoom + width * (col < 0))
+        image[:, rows, cols] = 255.0 * block.repeat_interleave(zoom, -1).repeat_interleave(zoom, -2)
+        mask[:, rows, cols] = 1
+    return image, mask

@@ -1,0 +1,155 @@
+"""What an attack is: it plants a trigger in a model's training. Everything downstream needs the model and the trigger only."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bench.data import Dataset, ImageSet
+from bench.errors import UserError
+
+Fit = Callable[..., Any]
+"""`bench.training.fit` with the run's plan, seed and augmentation filled in: fit(model, images, on_batch=…, …)."""
+
+
+class Permuter(Protocol):
+    """Whatever can shuffle 0..n-1: a numpy Generator here, the authors' own generators in the conformance tests."""
+
+    def permutation(self, n: int, /) -> Any: ...
+
+
+class Trigger(nn.Module):
+    """What the attacker does to an image at test time, and the class that is wanted then.
+
+    Its tensors are buffers or parameters, so that `state_dict` is all there is to store. `dtype` is what images are
+    computed in: float64 makes fixed patterns equal to the references to the last bit.
+    """
+
+    dtype: ClassVar[torch.dtype] = torch.float64
+
+    def __init__(self, num_classes: int, target: int = 0, labels: str = "all2one", rounding: str = "truncate") -> None:
+        super().__init__()
+        if not 0 <= target < num_classes:
+            raise UserError(f"attack.target={target} does not exist: the data set has classes 0 to {num_classes - 1}.")
+        if labels not in ("all2one", "all2all"):
+            raise UserError(f"attack.labels={labels} is unknown: use all2one or all2all.")
+        self.num_classes, self.target, self.labels, self.rounding = num_classes, target, labels, rounding
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images [B, C, H, W] of floats holding pixel values 0..255 -> the same, triggered. Here: unchanged."""
+        return x
+
+    def relabel(self, y: Tensor) -> Tensor:
+        """The class wanted for a triggered image of class `y`."""
+        return torch.full_like(y, self.target) if self.labels == "all2one" else (y + 1) % self.num_classes
+
+    @torch.no_grad()
+    def stamp(self, x: Tensor, chunk: int = 4096) -> Tensor:
+        """uint8 images -> uint8 triggered images, as the attacker's image files hold them.
+
+        Clipped, then truncated (as nearly every reference does) or rounded to `nearest`.
+        """
+        out = []
+        for part in x.split(chunk):
+            pixels = self(part.to(self.dtype)).clamp(0, 255)
+            out.append((pixels.round() if self.rounding == "nearest" else pixels).to(torch.uint8))
+        return torch.cat(out) if out else x.clone()
+
+
+@dataclass
+class Backdoor:
+    """A backdoored model, its trigger, and what the card beside them says."""
+
+    model: nn.Module
+    trigger: Trigger
+    card: dict[str, Any] = field(default_factory=dict)
+
+
+class Attack(ABC):
+    """One published attack. Built from its config alone, so that stored weights load into `trigger`.
+
+    `shape`: (channels, height, width) of the images.
+    """
+
+    trigger: Trigger
+
+    def __init__(self, shape: tuple[int, int, int], num_classes: int) -> None:
+        self.shape, self.num_classes = shape, num_classes
+
+    @abstractmethod
+    def inject(self, model: nn.Module, data: Dataset, fit: Fit, seed: int) -> dict[str, Any]:
+        """Trains `model` in place so that `trigger` works on it, and returns facts for the card (poisoned images, ...)."""
+
+
+class PoisonAttack(Attack):
+    """An attack that only adds poisoned images to the training set: the trigger is fixed, the training ordinary.
+
+    `poison_rate`: share of the whole training set. `victims`: `all` (images of any class, as BackdoorBench and RNP),
+    `non_target` (as ANP) or `target` (clean-label). `base`: what the rate is a share of, `train` or `victims`.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        num_classes: int,
+        poison_rate: float,
+        victims: str = "all",
+        base: str = "train",
+    ) -> None:
+        super().__init__(shape, num_classes)
+        check_rate("attack.poison_rate", poison_rate)
+        if victims not in ("all", "non_target", "target"):
+            raise UserError(f"attack.victims={victims} is unknown: use all, non_target or target.")
+        if base not in ("train", "victims"):
+            raise UserError(f"attack.base={base} is unknown: use train or victims.")
+        self.poison_rate, self.victims, self.base = poison_rate, victims, base
+
+    def choose(self, labels: np.ndarray, rng: Permuter) -> np.ndarray:
+        """Indices of the images to poison, in the order drawn.
+
+        Raises UserError if there are fewer candidates than the rate asks for, or if it asks for none.
+        """
+        target = self.trigger.target
+        everyone = np.arange(len(labels))
+        candidates = {"all": everyone, "non_target": everyone[labels != target], "target": everyone[labels == target]}
+        pool = candidates[self.victims]
+        count = poison_count(self.poison_rate, len(labels) if self.base == "train" else len(pool))
+        if count > len(pool):
+            raise UserError(
+                f"attack.poison_rate={self.poison_rate} asks for {count} images, but attack.victims={self.victims} "
+                f"leaves only {len(pool)}: lower the rate."
+            )
+        if count == 0:
+            raise UserError(f"attack.poison_rate={self.poison_rate} poisons no image of {len(labels)}: raise it.")
+        return pool[np.asarray(rng.permutation(len(pool)))[:count]]
+
+    def poison(self, train: ImageSet, rng: Permuter) -> tuple[ImageSet, Tensor]:
+        """(the training set with the trigger on the chosen images and their new labels, the chosen indices)."""
+        index = torch.from_numpy(self.choose(train.y.cpu().numpy(), rng)).to(train.x.device)
+        x, y = train.x.clone(), train.y.clone()
+        x[index] = self.trigger.to(x.device).stamp(x[index])
+        y[index] = self.trigger.relabel(y[index])
+        return ImageSet(x, y), index
+
+    def inject(self, model: nn.Module, data: Dataset, fit: Fit, seed: int) -> dict[str, Any]:
+        poisoned, index = self.poison(data.train, np.random.default_rng(seed))
+        fit(model, poisoned)
+        return {"poisoned": len(index), "poison_base": len(data.train), "poison_rate": len(index) / len(data.train)}
+
+
+def check_rate(name: str, rate: float) -> None:
+    if not isinstance(rate, int | float) or not 0 < rate <= 1:
+        raise UserError(f"{name}={rate} must be a number above 0 and at most 1.")
+
+
+def poison_count(rate: float, base: int) -> int:
+    """int(rate * base) as the references have it, without the binary dust of products such as 0.29 * 100."""
+    return math.floor(rate * base + 1e-9)
+

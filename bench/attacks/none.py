@@ -1,0 +1,16 @@
+"""No attack: the clean model of the bench, the control for every attack and defence.
+
+Its trigger changes nothing, so "ASR" is how often a clean non-target image is taken for the target anyway.
+"""
+
+from bench.attacks.base import Attack, Trigger
+
+
+class NoAttack(Attack):
+    def __init__(self, shape, num_classes, target=0):
+        super().__init__(shape, num_classes)
+        self.trigger = Trigger(num_classes, target)
+
+    def inject(self, model, data, fit, seed):
+        fit(model, data.train)
+        return {"poisoned": 0, "poison_base": len(data.train), "poison_rate": 0.0}

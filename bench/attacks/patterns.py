@@ -1,0 +1,71 @@
+"""Pixel patterns for the attacks that overlay a fixed image: drawn from a seed, or read from a user's file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bench.attacks.base import Trigger
+from bench.data import generator
+from bench.errors import UserError
+
+
+class Overlay(Trigger):
+    """x' = (1 - mask) x + mask ((1 - alpha) x + alpha pattern), in pixel values; alpha = 1 is an opaque patch.
+
+    `pattern`: [C, H, W], 0..255. `mask`: [1 or C, H, W], 0..1.
+    """
+
+    pattern: Tensor
+    mask: Tensor
+
+    def __init__(self, pattern: Tensor, mask: Tensor, alpha: float, num_classes: int, target: int, labels: str) -> None:
+        super().__init__(num_classes, target, labels)
+        if not 0 < alpha <= 1:
+            raise UserError(f"attack.alpha={alpha} must be above 0 and at most 1.")
+        self.alpha = alpha
+        self.register_buffer("pattern", pattern.double())
+        self.register_buffer("mask", mask.double())
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask, pattern = self.mask.to(x.dtype), self.pattern.to(x.dtype)
+        return (1 - mask) * x + mask * ((1 - self.alpha) * x + self.alpha * pattern)
+
+
+def enlarged(size: int) -> int:
+    """By how many whole pixels a 32x32 pattern is drawn larger on images of `size`: 1 below 64, 2 from 64, 7 at 224."""
+    return max(1, size // 32)
+
+
+def noise(kind: str, shape: tuple[int, int, int], seed: int) -> Tensor:
+    """A noise image [C, H, W] with values 0..255, drawn from the seed alone.
+
+    `gaussian`: N(127.5, 64) per value, clipped; `binary`: 0 or 255, the same in all channels; `uniform`: 0..255.
+    """
+    rng = generator(seed, f"pattern/{kind}")
+    if kind == "gaussian":
+        return (127.5 + 64 * torch.randn(shape, generator=rng)).round().clamp(0, 255)
+    if kind == "binary":
+        return (255.0 * torch.randint(2, (1, *shape[1:]), generator=rng)).expand(shape)
+    return torch.randint(256, shape, generator=rng).double()
+
+
+def read_image(path: str, shape: tuple[int, int, int]) -> Tensor:
+    """A user's pattern image as [C, H, W], 0..255. Raises UserError unless it is there, readable, and of the images' size."""
+    if not Path(path).is_file():
+        raise UserError(f"attack.pattern={path} is neither a known pattern nor an image file.")
+    from torchvision.io import ImageReadMode, decode_image  # a second to import, and rarely needed
+
+    mode = ImageReadMode.GRAY if shape[0] == 1 else ImageReadMode.RGB
+    try:
+        image = decode_image(path, mode)
+    except RuntimeError as error:
+        raise UserError(f"attack.pattern={path} cannot be read as an image: {error}") from None
+    if image.shape[1:] != shape[1:]:
+        raise UserError(
+            f"attack.pattern={path} has {image.shape[1]}x{image.shape[2]} pixels, but the data set's images have "
+            f"{shape[1]}x{shape[2]}: resize it."
+        )
+    return image.double()

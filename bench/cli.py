@@ -1,0 +1,89 @@
+"""What a person at the terminal sees: one line or one table per cell, and errors as one sentence."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from bench.errors import UserError, nearest
+
+
+def one_cell(record: Mapping[str, Any]) -> str:
+    name = f"{record['attack']} / {record['defense']} / seed {record['seed']}"
+    change = "  ".join(f"{k.upper()} {record[f'{k}_before']:.1f} -> {record[k]:.1f}" for k in ("acc", "asr", "ra"))
+    return f"{name}:  {change}  ({pruned(record)}{record['seconds'] + record['seconds_curve']:.1f} s)"
+
+
+def pruned(record: Mapping[str, Any]) -> str:
+    return f"{record['pruned']} of {record['channels']} channels, " if record["channels"] else ""
+
+
+def show(record: Mapping[str, Any], folder: Path) -> None:
+    """The before/after table of one cell."""
+    r = record
+    table = Table(title=f"{r['attack']} on {r['dataset']} ({r['model']}), defence {r['defense']}, seed {r['seed']}")
+    for column in ("", "ACC", "ASR", "RA", "pruned", "at"):
+        table.add_column(column, justify="left" if not column else "right")
+    cells = [f"{r['acc_before']:.1f}", f"{r['asr_before']:.1f}", f"{r['ra_before']:.1f}"]
+    table.add_row("before", *cells, "0" if r["channels"] else "", "")
+    for rule in dict.fromkeys([r["rule"], *(k[4:] for k in r if k.startswith("acc_") and k not in ("acc_before",))]):
+        if rule != r["rule"] and not r["channels"]:
+            continue
+        cells = [f"{r[f'{k}_{rule}']:.1f}" for k in ("acc", "asr", "ra")]
+        at = r[f"at_{rule}"]
+        name = f"after, {rule}" if r["channels"] else "after"
+        cells += [str(r[f"pruned_{rule}"]) if r["channels"] else "", "" if at is None else f"{at:.3g}"]
+        table.add_row(name + (" (sees the test set)" if rule == "oracle" else ""), *cells, style="bold" if rule == r["rule"] else "dim")
+    Console(highlight=False).print(table)
+    print(f"ACC on {r['clean']} clean test images, ASR and RA on {r['triggered']} triggered non-target ones; all in {folder}")
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def sentence(error: BaseException) -> str:
+    """What went wrong, in one sentence and without a traceback."""
+    chain = list(causes(error))
+    for e in chain:
+        if isinstance(e, UserError):
+            return str(e)
+    for e in chain:  # a group or choice that does not exist: the error carries the choices
+        options = getattr(e, "options", None)
+        if options and getattr(e, "missing_cfg_file", None):
+            group, _, wrong = str(e.missing_cfg_file).rpartition("/")  # type: ignore[attr-defined]
+            return f"{group}={wrong} does not exist: {nearest(wrong, options)}"
+    for e in chain:  # a key that does not exist: the error carries the node that lacks it
+        node = getattr(e, "parent_node", None)
+        key = getattr(e, "full_key", None)
+        if node is not None and key and hasattr(node, "keys") and "not in struct" in str(e):
+            last = str(key).rpartition(".")[2]
+            return f"{key} is not a setting of the bench: {nearest(last, [str(k) for k in node.keys()])}"
+    for e in chain:
+        if isinstance(e, OSError) and e.filename:
+            return f"cannot use {e.filename}: {e.strerror}. Choose another place with runs=DIR, or free this one."
+        if type(e).__name__ == "OutOfMemoryError":
+            return "the device ran out of memory: lower train.batch_size, or use device=cpu."
+    head = str(error).strip().splitlines() or [""]
+    if type(error).__module__.startswith(("hydra", "omegaconf")):
+        return " ".join(line.strip() for line in head if line.strip())
+    return f"unexpected {type(error).__name__}: {head[0]}"
+
+
+def explain(error: BaseException) -> int:
+    """Prints the sentence for an error that ended the program (unless its cell already did), and returns the exit status."""
+    if isinstance(error, KeyboardInterrupt):
+        print("\nInterrupted. Finished cells are kept; the same command goes on from here.", file=sys.stderr)
+        return 130
+    if getattr(error, "reported", False):
+        print("At least one cell failed (see above); the others are kept. The same command tries only what is missing.", file=sys.stderr)
+    else:
+        print(f"error: {sentence(error)}", file=sys.stderr)
+    return 1

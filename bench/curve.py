@@ -1,0 +1,36 @@
+"""Looks at every model that a defence offers: one row per point, on the defender's images and on the test set."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bench.data import ImageSet
+from bench.defenses.base import Candidate, Repaired
+from bench.metrics import Exam, Metrics, accuracy, evaluate
+
+COLUMNS = ("at", "pruned", "fixed", "select_acc", "acc", "asr", "ra", "right", "hit", "robust")
+
+
+def trace(
+    repaired: Repaired, exam: Exam, select: ImageSet, before: Metrics, select_before: float, stop: float | None
+) -> list[dict[str, Any]]:
+    """The defence's curve, from few to many pruned channels.
+
+    `select_before`: accuracy on `select` before the defence. Points after the first one that loses more than `stop`
+    points there are passed over (None: none are), but never the paper's own point.
+    """
+    rows: list[dict[str, Any]] = []
+    for candidate in repaired.candidates:
+        if candidate.mask is not None and candidate.pruned == 0:  # the model as it came
+            rows.append(_row(candidate, select_before, before))
+            continue
+        gone = stop is not None and rows and rows[-1]["select_acc"] < select_before - stop
+        if gone and not candidate.fixed:
+            continue
+        rows.append(_row(candidate, accuracy(candidate.model, select), evaluate(candidate.model, exam)))
+    return rows
+
+
+def _row(candidate: Candidate, select_acc: float, m: Metrics) -> dict[str, Any]:
+    values = (candidate.at, candidate.pruned, int(candidate.fixed), select_acc, m.acc, m.asr, m.ra)
+    return dict(zip(COLUMNS, (*values, m.right, m.hit, m.robust), strict=True))

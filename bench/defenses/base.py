@@ -1,0 +1,81 @@
+"""What a defence is: it takes a backdoored model and what the defender holds, and offers repaired models."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from bench.data import Defender
+from bench.errors import UserError
+from bench.pruning import Mask, Rule, Scores, Sweep, apply, count
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One repaired model on offer. `at` and `pruned` say where on a pruner's curve it lies; `fixed` marks the paper's point."""
+
+    model: nn.Module
+    at: float | None = None
+    mask: Mask | None = None
+    fixed: bool = True
+
+    @property
+    def pruned(self) -> int:
+        return count(self.mask) if self.mask else 0
+
+
+@dataclass(frozen=True)
+class Repaired:
+    """What a defence returns. Pruners offer a whole curve; its models share memory, so look at each before the next."""
+
+    candidates: Iterable[Candidate]
+    scores: Scores | None = None
+
+
+class Defense(ABC):
+    """One published defence. `needs` is its threat model: `nothing`, `clean` images, or a `poisoned` mix."""
+
+    needs: ClassVar[str] = "clean"
+
+    @abstractmethod
+    def repair(self, model: nn.Module, data: Defender) -> Repaired:
+        """Never changes `model`; sees nothing but `data`."""
+
+
+class PruningDefense(Defense):
+    """A defence that scores channels; choosing and applying the cut is the same for all of them."""
+
+    def __init__(self, rule: Rule, sweep: Sweep, zeroes: Iterable[str]) -> None:
+        self.rule, self.sweep, self.zeroes = rule, sweep, tuple(zeroes)
+
+    @abstractmethod
+    def score(self, model: nn.Module, data: Defender) -> Scores:
+        """The only thing a pruning paper adds: higher = more suspicious. Works on a copy if it has to change the model."""
+
+    def repair(self, model: nn.Module, data: Defender) -> Repaired:
+        scores = {layer: score.detach().cpu() for layer, score in self.score(model, data).items()}
+        for layer, score in scores.items():
+            if score.isnan().any():
+                raise UserError(f"{type(self).__name__}: the scores of layer {layer} are not numbers; is the model sound?")
+        return Repaired(self._candidates(model, scores), scores)
+
+    def _candidates(self, model: nn.Module, scores: Scores) -> Iterator[Candidate]:
+        # Masks grow along the sweep, so one working copy serves all points: what is zeroed stays zeroed.
+        working = copy.deepcopy(model)
+        paper = self.rule.mask(scores, self.rule.at)
+        last = {layer: torch.zeros_like(mask) for layer, mask in paper.items()}
+        yield Candidate(working, None, last, same(last, paper))
+        for at, mask in self.sweep.masks(self.rule, scores):
+            if not same(mask, last):
+                last = mask
+                yield Candidate(apply(working, mask, self.zeroes), at, mask, same(mask, paper))
+
+
+def same(one: Mask, other: Mask) -> bool:
+    return all(one[layer].equal(other[layer]) for layer in one)

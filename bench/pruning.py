@@ -1,0 +1,221 @@
+"""The plan all pruners share: scores -> rule -> mask -> pruned model. Higher score = more suspicious = pruned first."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from bench.errors import UserError
+
+Scores = dict[str, Tensor]
+"""Layer name -> one number per channel, in the order of `named_modules()`; higher = more suspicious."""
+Mask = dict[str, Tensor]
+"""Layer name -> bool per channel, True = pruned."""
+
+
+# -- choose the cut ----------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Rule:
+    """Turns scores into a mask at a number `at` given in the paper's own unit; `at` here is the paper's operating point.
+
+    A rule says two things: `levels`, what each channel's score amounts to in that unit, and `inside`, which levels are
+    pruned at a number. Everything else follows: sweeps over numbers, and sweeps over the count of pruned channels.
+    """
+
+    at: float
+
+    def levels(self, scores: Scores) -> Scores:
+        """Per channel, on a scale where higher is pruned earlier."""
+        return scores
+
+    def cut(self, at: float) -> float:
+        """The level from which channels are pruned at the number `at`."""
+        return at
+
+    def number(self, level: float) -> float:
+        """The inverse of `cut`: the number at which a channel of this level is just pruned."""
+        return level
+
+    def inside(self, level: Tensor, cut: float) -> Tensor:
+        return level >= cut - 1e-9  # decimal steps such as 0.15 carry binary dust
+
+    def mask(self, scores: Scores, at: float) -> Mask:
+        return {layer: self.inside(level, self.cut(at)) for layer, level in self.levels(scores).items()}
+
+
+class Threshold(Rule):
+    """Prunes every channel with score >= `at`."""
+
+
+class MaskBelow(Rule):
+    """For learned masks, score = 1 - mask: prunes mask <= `at` (ANP, RNP: "pruning by threshold")."""
+
+    def cut(self, at: float) -> float:
+        return 1 - at
+
+    def number(self, level: float) -> float:
+        return 1 - level
+
+
+class ZScore(Rule):
+    """Prunes, within each layer, scores above mean + `at` * std (n - 1; strict). A layer without spread loses nothing."""
+
+    def levels(self, scores: Scores) -> Scores:
+        spread = {layer: s.double() for layer, s in scores.items()}
+        none = torch.tensor(-torch.inf, dtype=torch.float64)
+        return {
+            layer: torch.nan_to_num((s - s.mean()) / s.std(), nan=-torch.inf) if len(s) > 1 else none.expand_as(s)
+            for layer, s in spread.items()
+        }
+
+    def inside(self, level: Tensor, cut: float) -> Tensor:
+        return level > cut
+
+
+def by_rank(rule: Rule, scores: Scores, count: int) -> tuple[float, Mask]:
+    """The mask of the `count` highest levels over all layers, channels tied with the last one included; and its number."""
+    levels = rule.levels(scores)
+    flat = torch.cat([level.flatten() for level in levels.values()]).sort(descending=True, stable=True).values
+    last = flat[min(count, len(flat)) - 1]
+    mask = {layer: level >= last for layer, level in levels.items()}
+    return rule.number(float(last)), mask
+
+
+# -- apply the cut -----------------------------------------------------------------------------------------------------
+def apply(model: nn.Module, mask: Mask, zeroes: Iterable[str]) -> nn.Module:
+    """Zeroes, in place, the named tensors of the masked channels (first axis), and returns the model."""
+    for layer, pruned in mask.items():
+        module = model.get_submodule(layer)
+        for name in zeroes:
+            tensor = getattr(module, name)
+            with torch.no_grad():
+                tensor[pruned.to(tensor.device)] = 0
+    return model
+
+
+def prune(model: nn.Module, mask: Mask, zeroes: Iterable[str] = ("weight",)) -> nn.Module:
+    """A copy with the masked channels switched off: their `zeroes` tensors are 0. The model given is not touched."""
+    return apply(copy.deepcopy(model), mask, zeroes)
+
+
+def count(mask: Mask) -> int:
+    return sum(int(pruned.sum()) for pruned in mask.values())
+
+
+# -- look at the network -----------------------------------------------------------------------------------------------
+def batch_norms(model: nn.Module, method: str = "this method") -> dict[str, nn.BatchNorm2d]:
+    """The BatchNorm2d layers with a weight, by name, in the order of `named_modules()`. Raises UserError if there are none."""
+    found = {name: m for name, m in model.named_modules() if isinstance(m, nn.BatchNorm2d) and m.affine}
+    if not found:
+        raise UserError(f"{method} prunes BatchNorm2d channels, and this {type(model).__name__} has no BatchNorm2d layer.")
+    return found
+
+
+def conv_bn_pairs(model: nn.Module, shape: tuple[int, int, int], pairing: str = "dataflow") -> dict[str, nn.Conv2d]:
+    """Which convolution feeds each BatchNorm2d: BN name -> Conv2d. BN layers fed by anything else are left out.
+
+    `dataflow` follows an image through the network and pairs a BN with the conv whose very output it reads: right for
+    pre-activation, dense and any other wiring. `registration_order` is the published shortcut, "the conv registered
+    last before this BN", which mis-pairs pre-activation networks.
+
+    `shape`: (channels, height, width) of one image, used by `dataflow` only.
+    """
+    if pairing == "registration_order":
+        pairs, conv = {}, None
+        for name, module in model.named_modules():
+            if isinstance(module, nn.Conv2d):
+                conv = module
+            elif isinstance(module, nn.BatchNorm2d) and module.affine and conv is not None:
+                pairs[name] = conv
+        return pairs
+    if pairing != "dataflow":
+        raise UserError(f"pairing={pairing} is unknown: use dataflow or registration_order.")
+
+    names = {module: name for name, module in batch_norms(model, "pairing").items()}
+    # Outputs are kept alive, so no two share an id; the version tells an output changed in place (ReLU) from an untouched one.
+    written: list[tuple[Tensor, int, nn.Conv2d]] = []
+    read: dict[str, nn.Conv2d] = {}
+
+    def after_conv(module: nn.Conv2d, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        written.append((output, output._version, module))
+
+    def before_norm(module: nn.BatchNorm2d, inputs: tuple[Tensor, ...]) -> None:
+        for output, version, conv in written:
+            if output is inputs[0] and output._version == version:
+                read[names[module]] = conv
+
+    hooks = [m.register_forward_hook(after_conv) for m in model.modules() if isinstance(m, nn.Conv2d)]
+    hooks += [m.register_forward_pre_hook(before_norm) for m in names]
+    training = model.training
+    weight = next(model.parameters())
+    try:
+        with torch.no_grad():
+            model.eval()(torch.zeros(2, *shape, device=weight.device, dtype=weight.dtype))
+    finally:
+        model.train(training)
+        for hook in hooks:
+            hook.remove()
+    return {name: read[name] for name in names.values() if name in read}
+
+
+# -- soft masks --------------------------------------------------------------------------------------------------------
+class Gate(nn.Module):
+    """A parametrisation `w -> w * (mask + noise)`, one factor per channel; noise is None when it is switched off."""
+
+    def __init__(self, like: Tensor) -> None:
+        super().__init__()
+        self.mask = nn.Parameter(torch.ones_like(like))
+        self.noise: Tensor | None = None
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight * (self.mask if self.noise is None else self.mask + self.noise)
+
+
+def gates(model: nn.Module, tensor: str = "weight", method: str = "this method") -> dict[str, Gate]:
+    """Puts a gate on that tensor of every BatchNorm2d, in place, and freezes all of the model's own parameters.
+
+    Freezing changes no number: the optimiser only ever sees the gates' masks.
+    """
+    model.requires_grad_(False)
+    found = {}
+    for name, module in batch_norms(model, method).items():
+        found[name] = Gate(getattr(module, tensor))
+        parametrize.register_parametrization(module, tensor, found[name])
+    return found
+
+
+def clamp(gates: dict[str, Gate]) -> None:
+    """Masks back into [0, 1], after an optimiser's step; its momentum is left as it is."""
+    for gate in gates.values():
+        gate.mask.data.clamp_(0, 1)
+
+
+def mask_scores(gates: dict[str, Gate]) -> Scores:
+    """1 - mask, with the 4 decimals that the published mask files keep and their thresholds see."""
+    return {layer: 1 - gate.mask.detach().cpu().double().round(decimals=4) for layer, gate in gates.items()}
+
+
+# -- sweeps ------------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Sweep:
+    """Which points of a pruner's curve to look at: by the rule's own numbers (`at`), or by count of channels (`number`)."""
+
+    by: str
+    points: tuple[float, ...]
+
+    def masks(self, rule: Rule, scores: Scores) -> Iterator[tuple[float, Mask]]:
+        """(number, mask) from few to many pruned channels, each larger than the last, and the paper's own point among them."""
+        found = [(float(rule.at), rule.mask(scores, rule.at))]
+        if self.by == "number":
+            total = sum(len(s) for s in scores.values())
+            found += [by_rank(rule, scores, int(n)) for n in self.points if 0 < n <= total]
+        elif self.by == "at":
+            found += [(float(at), rule.mask(scores, at)) for at in self.points]
+        else:
+            raise UserError(f"sweep.by={self.by} is unknown: use at or number.")
+        yield from sorted(found, key=lambda point: count(point[1]))

@@ -1,0 +1,115 @@
+"""The bench, on one page: compose -> data -> load or train the backdoor -> repair -> evaluate -> record.
+
+    python bench/run.py attack=badnets defense=clp          one cell
+    python bench/run.py -m attack=badnets,blend defense=anp,rnp,clp seed=2,3,4
+"""
+
+import logging
+import os
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import hydra
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from bench import config, curve, record, store
+from bench.attacks.base import Backdoor
+from bench.cli import explain, one_cell, show
+from bench.data import stream
+from bench.errors import UserError
+from bench.metrics import Exam, Metrics, accuracy, evaluate
+from bench.models import normalised
+from bench.training import fit
+
+log = logging.getLogger(__name__)
+build = partial(instantiate, _convert_="all")
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="config")
+def main(cfg: DictConfig) -> None:
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    if done := record.read(folder):
+        log.info("done already: %s", one_cell(done))
+        return
+    with record.failures(folder):
+        result = run(cfg, folder, dict(HydraConfig.get().runtime.choices))
+    log.info(one_cell(result))
+    if HydraConfig.get().mode.name == "RUN":
+        show(result, folder)
+
+
+def run(cfg: DictConfig, folder: Path, names: dict[str, str]) -> dict:
+    # compose: every setting is known and every part can be built before anything is trained
+    settings = plain(cfg)
+    config.check(settings)
+    device = config.device(cfg.device, cfg.threads)
+    plan, defense, tracker = build(cfg.train), build(cfg.defense), build(cfg.tracker)
+
+    # data
+    data = build(cfg.dataset).to(device)
+    defender, select = data.defender(cfg.clean.tune, cfg.clean.select, stream(cfg.seed, "defender"), defense.needs)
+    attack = build(cfg.attack, shape=data.shape, num_classes=data.num_classes)
+
+    # load or train the backdoor
+    torch.manual_seed(stream(cfg.seed, "init"))
+    model = build(cfg.model, num_classes=data.num_classes, channels=data.shape[0])
+    blank = Backdoor(normalised(model, data.mean, data.std).to(device), attack.trigger.to(device))
+
+    def train(new: Backdoor) -> dict:
+        started = time.perf_counter()
+        learn = partial(fit, plan=plan, seed=stream(cfg.seed, "training"), augment=data.augment)
+        facts = attack.inject(new.model, data, learn, stream(cfg.seed, "poison"))
+        metrics = vars(evaluate(new.model, Exam.of(data.test, new.trigger)))
+        cost = {"seconds": time.perf_counter() - started} | record.environment(device)
+        return {"metrics": metrics, "poison": facts, "made": cost, "from": material}
+
+    material = config.backdoor_material(settings, data.digest)
+    place = store.folder_for(Path(cfg.runs) / "backdoors", (names["dataset"], names["model"], names["attack"]), cfg.seed, material)
+    backdoor = store.load_or_make(place, blank, train)
+    exam = Exam.of(data.test, backdoor.trigger)
+    before, select_before = Metrics(**backdoor.card["metrics"]), accuracy(backdoor.model, select)
+
+    # repair: the defence sees the model and its own clean images, nothing else
+    torch.manual_seed(stream(cfg.seed, "defense"))
+    started = time.perf_counter()
+    repaired = defense.repair(backdoor.model, defender)
+    seconds = time.perf_counter() - started
+
+    # evaluate every model it offers
+    rows = curve.trace(repaired, exam, select, before, select_before, cfg.selection.stop)
+
+    # record
+    result = (
+        {key: names[key] for key in ("dataset", "model", "attack", "defense")}
+        | {"seed": cfg.seed, "id": config.run_id(settings), "backdoor": place.name, "needs": defense.needs}
+        | {"rule": cfg.selection.rule, "max_drop": cfg.selection.max_drop}
+        | {"clean_tune": len(defender.clean), "clean_select": len(select)}
+        | record.before(before, select_before)
+        | record.points(rows, before, select_before, cfg.selection)
+        | {"channels": record.channels(repaired.scores), "seconds": seconds, "seconds_curve": time.perf_counter() - started - seconds}
+        | backdoor.card["poison"]
+        | record.environment(device)
+    )
+    record.write(folder, result, rows, repaired.scores)
+    tracker.log(folder, settings, result, rows)
+    return result
+
+
+def plain(cfg: DictConfig) -> dict:
+    """The composed settings as plain data, without Hydra's own node (which refers back to them)."""
+    nodes = {key: cfg[key] for key in cfg if key != "hydra"}
+    return {key: OmegaConf.to_container(v, resolve=True) if OmegaConf.is_config(v) else v for key, v in nodes.items()}
+
+
+if __name__ == "__main__":
+    OmegaConf.register_new_resolver("run_id", lambda *, _root_: config.run_id(plain(_root_)))
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # hand errors on, so that `explain` can say them in one sentence
+    try:
+        main()
+    except (Exception, KeyboardInterrupt) as error:
+        sys.exit(explain(error))

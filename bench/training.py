@@ -1,0 +1,167 @@
+"""The only training loop: backdoors, fine-tuning, unlearning and mask search all run through `fit`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bench.data import Augment, ImageSet, generator
+from bench.errors import UserError, nearest
+from bench.progress import progress
+
+Objective = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(model, x in [0, 1], y) -> (loss to descend, logits whose hits are counted)."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to optimise: SGD with a schedule. One of `epochs` (each image once an epoch) or `iterations` (with replacement)."""
+
+    epochs: int = 1
+    iterations: int | None = None
+    batch_size: int = 128
+    lr: float = 0.1
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 0.0
+    schedule: str = "constant"
+    milestones: tuple[int, ...] = ()
+    drop_last: bool = False
+    augment: bool = True
+    precision: str = "fp32"
+
+    def __post_init__(self) -> None:
+        if self.schedule not in SCHEDULES:
+            raise UserError(f"schedule={self.schedule} is unknown: {nearest(self.schedule, SCHEDULES)}")
+        if self.precision not in ("fp32", "bf16"):
+            raise UserError(f"precision={self.precision} is unknown: use fp32 or bf16.")
+        if self.batch_size < 1 or self.epochs < 0 or self.lr < 0:
+            raise UserError("batch_size must be at least 1, epochs and lr not negative.")
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """Means over one pass, of predictions made during it (each before its own update)."""
+
+    loss: float
+    accuracy: float
+
+
+SCHEDULES: dict[str, Callable[[Any, Plan, int], Any]] = {
+    "constant": lambda opt, plan, steps: None,
+    "multistep": lambda opt, plan, steps: torch.optim.lr_scheduler.MultiStepLR(
+        opt, [m * steps // max(plan.epochs, 1) for m in plan.milestones]
+    ),
+    "cosine": lambda opt, plan, steps: torch.optim.lr_scheduler.CosineAnnealingLR(opt, steps),
+    "onecycle": lambda opt, plan, steps: torch.optim.lr_scheduler.OneCycleLR(
+        opt, plan.lr, total_steps=steps, cycle_momentum=False
+    ),
+}
+"""Each is stepped after every batch; milestones are given in epochs."""
+
+
+def cross_entropy(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    logits = model(x)
+    return F.cross_entropy(logits, y), logits
+
+
+def to_unit(x: Tensor) -> Tensor:
+    """Pixel values 0..255 -> float32 in [0, 1], keeping the memory format."""
+    return x.float().div_(255)
+
+
+def epoch_order(count: int, plan: Plan, seed: int, epoch: int) -> Tensor:
+    """Which images, in which order: depends on the seed and the epoch alone, so that a run can be taken up at any epoch."""
+    rng = generator(seed, f"order/{epoch}")
+    if plan.iterations is not None:
+        return torch.randint(count, (plan.iterations * plan.batch_size,), generator=rng)
+    return torch.randperm(count, generator=rng)
+
+
+def fit(
+    model: nn.Module,
+    data: ImageSet,
+    plan: Plan,
+    *,
+    seed: int,
+    augment: Augment | None = None,
+    objective: Objective = cross_entropy,
+    parameters: Iterable[Tensor] | None = None,
+    on_batch: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
+    after_step: Callable[[], None] | None = None,
+    until: Callable[[Epoch], bool] | None = None,
+    label: str = "training",
+) -> list[Epoch]:
+    """Optimises `model` in place (in train mode; left in eval mode) and returns the epochs' losses and accuracies.
+
+    `parameters`: what to optimise (default: all of the model's). `on_batch(x in [0, 1], y)` may replace a batch before
+    it is augmented: training-controlled attacks work there. `after_step()` runs after each update (mask clamping).
+    `until(epoch)` ends the training after an epoch for which it is true.
+
+    Raises UserError if the set is empty or if the loss stops being finite.
+    """
+    if len(data) == 0:
+        raise UserError(f"{label}: there are no images to train on.")
+    device = data.x.device
+    moved = augment if augment is not None and plan.augment else Augment()
+    still = Augment()
+    padded = (still if on_batch else moved).pad(data.x)
+    chosen = list(model.parameters() if parameters is None else parameters)
+    optimizer = torch.optim.SGD(
+        chosen, lr=plan.lr, momentum=plan.momentum, weight_decay=plan.weight_decay, nesterov=plan.nesterov
+    )
+    draws = len(epoch_order(len(data), plan, seed, 0))
+    drop = plan.drop_last and draws > plan.batch_size
+    steps = draws // plan.batch_size if drop else -(-draws // plan.batch_size)
+    passes = plan.epochs if plan.iterations is None else 1
+    scheduler = SCHEDULES[plan.schedule](optimizer, plan, max(steps * passes, 1))
+    mixed = torch.autocast(device.type, torch.bfloat16, enabled=plan.precision == "bf16")
+    model.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+
+    history: list[Epoch] = []
+    with progress(label, steps * passes) as advance:
+        for epoch in range(passes):
+            # The whole epoch's chance is drawn at once on the CPU: the same on every device, and no transfer in the loop.
+            order = epoch_order(len(data), plan, seed, epoch)
+            moves = moved.draw(len(order), generator(seed, f"augment/{epoch}")).to(device)
+            order = order.to(device)
+            loss_sum = torch.zeros((), device=device)
+            hits = torch.zeros((), device=device, dtype=torch.int64)
+            seen = 0
+            for step in range(steps):
+                batch = slice(step * plan.batch_size, (step + 1) * plan.batch_size)
+                index = order[batch]
+                y = data.y[index]
+                if on_batch is None:
+                    x = to_unit(moved.crop(padded, index, moves[batch]))
+                else:
+                    x, y = on_batch(to_unit(padded[index].permute(0, 3, 1, 2)), y)
+                    x = moved.crop(moved.pad(x), torch.arange(len(x), device=device), moves[batch])
+                with mixed:
+                    loss, logits = objective(model, x, y)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                if scheduler is not None:
+                    scheduler.step()
+                if after_step is not None:
+                    after_step()
+                loss_sum += loss.detach().float() * len(y)
+                hits += (logits.detach().argmax(1) == y).sum()
+                seen += len(y)
+                advance()
+            history.append(Epoch(float(loss_sum) / seen, int(hits) / seen))
+            if not torch.isfinite(loss_sum):
+                raise UserError(
+                    f"{label} diverged: the loss is {history[-1].loss} in epoch {epoch + 1}, at learning rate {plan.lr}; "
+                    f"lower the learning rate."
+                )
+            if until is not None and until(history[-1]):
+                break
+    model.eval()
+    return history
