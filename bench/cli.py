@@ -38,9 +38,15 @@ def show(record: Mapping[str, Any], folder: Path) -> None:
         at = r[f"at_{rule}"]
         name = f"after, {rule}" if r["channels"] else "after"
         cells += [str(r[f"pruned_{rule}"]) if r["channels"] else "", "" if at is None else f"{at:.3g}"]
-        table.add_row(name + (" (sees the test set)" if rule == "oracle" else ""), *cells, style="bold" if rule == r["rule"] else "dim")
+        table.add_row(
+            name + (" (sees the test set)" if rule == "oracle" else ""),
+            *cells,
+            style="bold" if rule == r["rule"] else "dim",
+        )
     Console(highlight=False).print(table)
-    print(f"ACC on {r['clean']} clean test images, ASR and RA on {r['triggered']} triggered non-target ones; all in {folder}")
+    print(
+        f"ACC on {r['clean']} clean test images, ASR and RA on {r['triggered']} triggered non-target ones; all in {folder}"
+    )
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -65,8 +71,10 @@ def sentence(error: BaseException) -> str:
         key = getattr(e, "full_key", None)
         if node is not None and key and hasattr(node, "keys") and "not in struct" in str(e):
             last = str(key).rpartition(".")[2]
-            return f"{key} is not a setting of the bench: {nearest(last, [str(k) for k in node.keys()])}"
+            return f"{key} is not a setting of the bench: {nearest(last, [str(k) for k in node])}"
     for e in chain:
+        if "No space left on device" in str(e):
+            return "the disk is full: free some space, or choose another place with runs=DIR; nothing half-written is left."
         if isinstance(e, OSError) and e.filename:
             return f"cannot use {e.filename}: {e.strerror}. Choose another place with runs=DIR, or free this one."
         if type(e).__name__ == "OutOfMemoryError":
@@ -77,13 +85,16 @@ def sentence(error: BaseException) -> str:
     return f"unexpected {type(error).__name__}: {head[0]}"
 
 
-def explain(error: BaseException) -> int:
-    """Prints the sentence for an error that ended the program (unless its cell already did), and returns the exit status."""
+def explain(error: BaseException, sweep: bool) -> int:
+    """Says in one sentence (unless its cell already did) what ended the program, and returns the exit status."""
     if isinstance(error, KeyboardInterrupt):
         print("\nInterrupted. Finished cells are kept; the same command goes on from here.", file=sys.stderr)
         return 130
-    if getattr(error, "reported", False):
-        print("At least one cell failed (see above); the others are kept. The same command tries only what is missing.", file=sys.stderr)
-    else:
+    if getattr(error, "reported", False) and sweep:
+        print(
+            "At least one cell failed (see above); the others are kept. The same command tries only what is missing.",
+            file=sys.stderr,
+        )
+    elif not getattr(error, "reported", False):
         print(f"error: {sentence(error)}", file=sys.stderr)
     return 1

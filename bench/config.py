@@ -1,4 +1,4 @@
-"""Reads a composed config (plain dicts): refuses what it does not know, and says what identifies a cell and a backdoor."""
+"""Reads a composed config (plain dicts): refuses what it does not know, says what identifies a cell and a backdoor."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from typing import Any
 
 import torch
 
+from analysis.operating_point import SENTENCES
 from bench import PROTOCOL
 from bench.errors import UserError, nearest
 from bench.files import digest
 
-KNOWN = {
-    "": {"attack", "dataset", "model", "defense", "train", "tracker", "clean", "selection", "seed", "device", "threads",
-         "runs"},
-    "clean": {"tune", "select"},
-    "selection": {"rule", "max_drop", "stop"},
-}  # fmt: skip
-"""The keys of the nodes that are not built from a class; all others are checked against their class's signature."""
+KNOWN: dict[str, dict[str, type | None]] = {
+    "": dict.fromkeys(("attack", "dataset", "model", "defense", "train", "tracker", "clean", "selection", "device"))
+    | {"seed": int, "threads": int, "runs": str},
+    "clean": {"tune": int, "select": int},
+    "selection": {"rule": str, "max_drop": float, "stop": float},
+}
+"""The settings of the nodes that are not built from a class, with their types; others are checked against the class."""
 
 FILLED_IN = {"shape", "num_classes", "channels"}
 """What run.py passes to attacks and models itself, from the data set."""
@@ -26,38 +27,66 @@ FILLED_IN = {"shape", "num_classes", "channels"}
 HOW = {"device", "threads", "tracker", "runs"}
 """How and where a cell runs: recorded, but part of no identity."""
 
-WHERE = {"root", "cache", "download", "workers"}
+WHERE = {"root", "cache", "download"}
 """Where a data set lies. The data's own digest stands for it in a backdoor's key."""
+
+WORDS: dict[type, str] = {int: "a whole number", float: "a number", str: "a word", bool: "true or false"}
 
 
 def check(config: dict[str, Any], path: str = "") -> None:
-    """Raises UserError for the first key that nothing would read, with the nearest right one."""
+    """Raises UserError for the first setting that nothing would read, or that is not of its type."""
     target = config.get("_target_")
-    known = KNOWN.get(path) if target is None else parameters(target, path) | {"_target_"}
+    known = KNOWN.get(path) if target is None else takes(target, path) | {"_target_": str}
     for key, value in config.items():
         here = f"{path}.{key}" if path else str(key)
         if known is not None and key not in known:
-            raise UserError(f"{here} is not a setting of {path or 'the bench'}: {nearest(str(key), known - {'_target_'})}")
+            hint = nearest(str(key), known.keys() - {"_target_"})
+            raise UserError(f"{here} is not a setting of {path or 'the bench'}: {hint}")
+        kind = known.get(key) if known else None
+        if kind is not None and value is not None and not _fits(value, kind):
+            raise UserError(f"{here}={value} must be {WORDS[kind]}.")
+        if here == "selection.rule" and value not in SENTENCES:
+            raise UserError(f"selection.rule={value} is unknown: {nearest(str(value), SENTENCES)}")
         if isinstance(value, dict):
             check(value, here)
 
 
-def parameters(target: str, path: str) -> set[str]:
-    """The names that the class or function `target` takes; `**kwargs` are followed up to the base classes."""
+def _fits(value: Any, kind: type) -> bool:
+    if kind in (int, float):
+        return isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
+    return isinstance(value, kind)
+
+
+def takes(target: str, path: str) -> dict[str, type | None]:
+    """The settings that the class or function `target` takes, with their types where they are plain ones.
+
+    `**kwargs` are followed up to the base classes. Raises UserError if the target cannot be imported.
+    """
     module, _, name = target.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"{path}._target_={target} cannot be imported: {error}") from error
-    takes: set[str] = set()
+    settings: dict[str, type | None] = {}
     for part in inspect.getmro(found) if inspect.isclass(found) else (found,):
         if inspect.isclass(part) and "__init__" not in vars(part):
             continue
-        signature = inspect.signature(part)
-        takes |= {n for n, p in signature.parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-        if all(p.kind != p.VAR_KEYWORD for p in signature.parameters.values()):
+        parameters = inspect.signature(part).parameters
+        for parameter in parameters.values():
+            if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+                settings.setdefault(parameter.name, _kind(parameter))
+        if all(p.kind != p.VAR_KEYWORD for p in parameters.values()):
             break
-    return takes - FILLED_IN
+    return {name: kind for name, kind in settings.items() if name not in FILLED_IN}
+
+
+def _kind(parameter: inspect.Parameter) -> type | None:
+    """int, float, str or bool, from the annotation (`int | None` counts as int) or else from the default value."""
+    annotation = parameter.annotation
+    if annotation is parameter.empty:
+        return type(parameter.default) if type(parameter.default) in WORDS else None
+    word = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")
+    return {kind.__name__: kind for kind in WORDS}.get(word.partition("|")[0].strip())
 
 
 def device(name: str, threads: int | None) -> torch.device:
@@ -76,7 +105,7 @@ def device(name: str, threads: int | None) -> torch.device:
 
 def run_id(config: dict[str, Any]) -> str:
     """The identity of a cell: everything in the composed config except how and where it runs."""
-    return digest({"protocol": PROTOCOL} | {k: v for k, v in config.items() if k not in HOW and k != "hydra"})[:8]
+    return digest({"protocol": PROTOCOL} | {k: v for k, v in config.items() if k not in HOW})[:8]
 
 
 def backdoor_material(config: dict[str, Any], data_digest: str) -> dict[str, Any]:

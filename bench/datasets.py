@@ -21,7 +21,8 @@ from bench.progress import progress
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"}
 
 
-def digits(size: int, heldout: int, test: int, split_seed: int, augment: Augment, mean: Sequence[float], std: Sequence[float]
+def digits(
+    size: int, heldout: int, test: int, split_seed: int, augment: Augment, mean: Sequence[float], std: Sequence[float]
 ) -> Dataset:
     """scikit-learn's 1,797 handwritten digits (8x8, UCI Optdigits test part) as `size` x `size` RGB. No download."""
     from sklearn.datasets import load_digits
@@ -35,7 +36,14 @@ def digits(size: int, heldout: int, test: int, split_seed: int, augment: Augment
     return Dataset(train, held, every[torch.from_numpy(tested)], 10, mean=tuple(mean), std=tuple(std), augment=augment)
 
 
-def cifar10(root: str, download: bool, heldout: float, split_seed: int, augment: Augment, mean: Sequence[float], std: Sequence[float]
+def cifar10(
+    root: str,
+    download: bool,
+    heldout: float,
+    split_seed: int,
+    augment: Augment,
+    mean: Sequence[float],
+    std: Sequence[float],
 ) -> Dataset:
     """CIFAR-10 through torchvision: 50,000 training and 10,000 test images, 32x32 RGB."""
     from torchvision.datasets import CIFAR10
@@ -47,13 +55,21 @@ def cifar10(root: str, download: bool, heldout: float, split_seed: int, augment:
         raise UserError(
             f"CIFAR-10 is not in {root}: {asked}; or put cifar-10-python.tar.gz from the CIFAR-10 home page into {root}."
         ) from error
-    train, test = (ImageSet(torch.from_numpy(p.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(p.targets)) for p in parts)
+    train, test = (
+        ImageSet(torch.from_numpy(p.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(p.targets)) for p in parts
+    )
     return Dataset(*hold_out(train, heldout, split_seed), test, 10, mean=tuple(mean), std=tuple(std), augment=augment)
 
 
 def imagefolder(
-    root: str, size: int, heldout: float, split_seed: int, augment: Augment, cache: str,
-    mean: Sequence[float], std: Sequence[float],
+    root: str,
+    size: int,
+    heldout: float,
+    split_seed: int,
+    augment: Augment,
+    cache: str,
+    mean: Sequence[float],
+    std: Sequence[float],
 ) -> Dataset:
     """Any tree `root`/train/<class>/*.jpg, `root`/test/<class>/*.jpg; classes are numbered in alphabetical order.
 
@@ -83,7 +99,9 @@ def imagefolder(
                 raise
     arrays = load_file(folder / "arrays.safetensors")
     train, test = (ImageSet(arrays[f"{part}_x"], arrays[f"{part}_y"]) for part in ("train", "test"))
-    return Dataset(*hold_out(train, heldout, split_seed), test, len(classes), mean=tuple(mean), std=tuple(std), augment=augment)
+    return Dataset(
+        *hold_out(train, heldout, split_seed), test, len(classes), mean=tuple(mean), std=tuple(std), augment=augment
+    )
 
 
 def _listing(folder: Path) -> list[tuple[str, Path]]:

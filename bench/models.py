@@ -32,9 +32,11 @@ def _normalise(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ..
 
 
 class VGG(nn.Module):
-    """conv3x3-BN-ReLU blocks and "M" for 2x2 max pooling, global average pooling, one linear layer (Simonyan & Zisserman 2015)."""
+    """conv3x3-BN-ReLU blocks, "M" for 2x2 max pooling, global average pooling, one linear layer (Simonyan & Zisserman)."""
 
-    def __init__(self, layers: Sequence[int | str], num_classes: int, channels: int = 3, conv_bias: bool = True) -> None:
+    def __init__(
+        self, layers: Sequence[int | str], num_classes: int, channels: int = 3, conv_bias: bool = True
+    ) -> None:
         super().__init__()
         blocks: list[nn.Module] = []
         for width in layers:
@@ -91,6 +93,11 @@ class PreActBlock(nn.Module):
 class ResNet(nn.Module):
     """Four stages of blocks behind a 3x3 stem (the CIFAR form), widths `width` x 1, 2, 4, 8."""
 
+    layer1: nn.Module
+    layer2: nn.Module
+    layer3: nn.Module
+    layer4: nn.Module
+
     def __init__(
         self, block: type[nn.Module], blocks: Sequence[int], num_classes: int, channels: int = 3, width: int = 64
     ) -> None:
@@ -105,14 +112,15 @@ class ResNet(nn.Module):
             for index in range(count):
                 layers.append(block(inside, outside, 2 if stage > 0 and index == 0 else 1))
                 inside = outside
-            self.add_module(f"layer{stage + 1}", nn.Sequential(*layers))
+            setattr(self, f"layer{stage + 1}", nn.Sequential(*layers))
         self.linear = nn.Linear(inside, num_classes)
         self.preact = preact
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.bn1(self.conv1(x))
         out = out if self.preact else F.relu(out)
-        out = self.layer4(self.layer3(self.layer2(self.layer1(out))))
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+            out = stage(out)
         return self.linear(out.mean((2, 3)))
 
 

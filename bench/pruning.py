@@ -112,7 +112,9 @@ def batch_norms(model: nn.Module, method: str = "this method") -> dict[str, nn.B
     """The BatchNorm2d layers with a weight, by name, in the order of `named_modules()`. Raises UserError if there are none."""
     found = {name: m for name, m in model.named_modules() if isinstance(m, nn.BatchNorm2d) and m.affine}
     if not found:
-        raise UserError(f"{method} prunes BatchNorm2d channels, and this {type(model).__name__} has no BatchNorm2d layer.")
+        raise UserError(
+            f"{method} prunes BatchNorm2d channels, and this {type(model).__name__} has no BatchNorm2d layer."
+        )
     return found
 
 
@@ -181,7 +183,10 @@ def gates(model: nn.Module, tensor: str = "weight", method: str = "this method")
 
     Freezing changes no number: the optimiser only ever sees the gates' masks.
     """
-    model.requires_grad_(False)
+    for module in model.modules():
+        if not isinstance(module, Gate):
+            for parameter in module.parameters(recurse=False):
+                parameter.requires_grad_(False)
     found = {}
     for name, module in batch_norms(model, method).items():
         found[name] = Gate(getattr(module, tensor))
@@ -208,14 +213,16 @@ class Sweep:
     by: str
     points: tuple[float, ...]
 
+    def __post_init__(self) -> None:
+        if self.by not in ("at", "number"):
+            raise UserError(f"sweep.by={self.by} is unknown: use at or number.")
+
     def masks(self, rule: Rule, scores: Scores) -> Iterator[tuple[float, Mask]]:
         """(number, mask) from few to many pruned channels, each larger than the last, and the paper's own point among them."""
         found = [(float(rule.at), rule.mask(scores, rule.at))]
         if self.by == "number":
             total = sum(len(s) for s in scores.values())
             found += [by_rank(rule, scores, int(n)) for n in self.points if 0 < n <= total]
-        elif self.by == "at":
-            found += [(float(at), rule.mask(scores, at)) for at in self.points]
         else:
-            raise UserError(f"sweep.by={self.by} is unknown: use at or number.")
+            found += [(float(at), rule.mask(scores, at)) for at in self.points]
         yield from sorted(found, key=lambda point: count(point[1]))

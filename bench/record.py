@@ -7,11 +7,10 @@ import io
 import json
 import logging
 import platform
-import resource
 import subprocess
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -43,7 +42,9 @@ def read(folder: Path) -> dict[str, Any] | None:
         return None
     except (ValueError, KeyError, TypeError) as error:
         aside = files.set_aside(path)
-        raise UserError(f"{path} is damaged ({error}); it was moved to {aside.name}. Run the same command again.") from error
+        raise UserError(
+            f"{path} is damaged ({error}); it was moved to {aside.name}. Run the same command again."
+        ) from error
 
 
 @contextmanager
@@ -53,9 +54,10 @@ def failures(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        files.write(path, traceback.format_exc())
-        log.error("failed: %s (%s)", sentence(error), path)
+        log.error("failed: %s (traceback in %s)", sentence(error), path)
         error.reported = True  # type: ignore[attr-defined]
+        with suppress(OSError):  # the disk may be full; the sentence above is what counts
+            files.write(path, traceback.format_exc())
         raise
     path.unlink(missing_ok=True)
 
@@ -65,10 +67,12 @@ def points(
 ) -> dict[str, Any]:
     """The operating points under every rule, as columns `acc_fixed`, `asr_clean_drop`, ...; without suffix: the chosen rule's."""
     rules = dict.fromkeys([*SENTENCES, selection["rule"]])
-    out: dict[str, Any] = {}
+    out: dict[str, Any] = {"rule": selection["rule"], "max_drop": selection["max_drop"]}
     for rule in rules:
         try:
-            row = curve[choose(curve, rule, select_before=select_before, acc_before=before.acc, max_drop=selection["max_drop"])]
+            row = curve[
+                choose(curve, rule, select_before=select_before, acc_before=before.acc, max_drop=selection["max_drop"])
+            ]
         except ValueError as error:
             raise UserError(str(error)) from None
         after = Metrics(before.clean, row["right"], before.triggered, row["hit"], row["robust"])
@@ -89,18 +93,36 @@ def before(metrics: Metrics, select_acc: float) -> dict[str, Any]:
 
 def environment(device: torch.device) -> dict[str, Any]:
     """What is part of no identity but may explain a difference."""
-    rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if platform.system() == "Linux" else 1024**2)
     on_gpu = device.type == "cuda"
     return {
-        "device": torch.cuda.get_device_name(device) if on_gpu else platform.processor() or platform.machine(),
+        "device": torch.cuda.get_device_name(device) if on_gpu else processor(),
         "device_type": device.type,
         "threads": torch.get_num_threads(),
-        "peak_memory_mib": round(torch.cuda.max_memory_allocated(device) / 2**20 if on_gpu else rss, 1),
+        "peak_memory_mib": torch.cuda.max_memory_allocated(device) // 2**20 if on_gpu else resident(),
         "version": __version__,
         "commit": commit(),
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
+
+
+def resident() -> int | None:
+    """The most memory that this process has held so far, MiB; None where the system does not tell (Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1024 if platform.system() == "Linux" else 2**20)
+
+
+@cache
+def processor() -> str:
+    """The CPU's name as the system gives it."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 @cache
@@ -109,7 +131,9 @@ def commit() -> str:
     here = Path(__file__).parent
     try:
         run = [
-            subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, timeout=10, check=True).stdout
+            subprocess.run(
+                ["git", "-C", str(here), *words], capture_output=True, text=True, timeout=10, check=True
+            ).stdout
             for words in (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain", "-uno"])
         ]
     except (OSError, subprocess.SubprocessError):
@@ -117,9 +141,10 @@ def commit() -> str:
     return run[0].strip() + ("+" if run[1].strip() else "")
 
 
-def channels(scores: Scores | None) -> int | None:
-    """How many channels a pruner had to choose from; None for other defences."""
-    return None if scores is None else sum(len(values) for values in scores.values())
+def cost(scores: Scores | None, repair: float, total: float) -> dict[str, Any]:
+    """Seconds of the repair and of the curve's evaluation; channels a pruner had to choose from (None: not a pruner)."""
+    channels = None if scores is None else sum(len(values) for values in scores.values())
+    return {"channels": channels, "seconds": repair, "seconds_curve": total - repair}
 
 
 def write(folder: Path, record: dict[str, Any], curve: Sequence[Mapping[str, Any]], scores: Scores | None) -> None:

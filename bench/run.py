@@ -1,19 +1,21 @@
 """The bench, on one page: compose -> data -> load or train the backdoor -> repair -> evaluate -> record.
 
-    python bench/run.py attack=badnets defense=clp          one cell
-    python bench/run.py -m attack=badnets,blend defense=anp,rnp,clp seed=2,3,4
+python bench/run.py attack=badnets defense=clp          one cell
+python bench/run.py -m attack=badnets,blend defense=anp,rnp,clp seed=2,3,4
 """
 
 import logging
 import os
 import sys
 import time
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
 import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -21,7 +23,6 @@ from bench import config, curve, record, store
 from bench.attacks.base import Backdoor
 from bench.cli import explain, one_cell, show
 from bench.data import stream
-from bench.errors import UserError
 from bench.metrics import Exam, Metrics, accuracy, evaluate
 from bench.models import normalised
 from bench.training import fit
@@ -36,17 +37,19 @@ def main(cfg: DictConfig) -> None:
     if done := record.read(folder):
         log.info("done already: %s", one_cell(done))
         return
+    settings = plain(cfg)
+    config.check(settings)
     with record.failures(folder):
-        result = run(cfg, folder, dict(HydraConfig.get().runtime.choices))
+        result = run(cfg, settings, folder, HydraConfig.get().runtime.choices)
     log.info(one_cell(result))
-    if HydraConfig.get().mode.name == "RUN":
+    if HydraConfig.get().mode == RunMode.RUN:
         show(result, folder)
 
 
-def run(cfg: DictConfig, folder: Path, names: dict[str, str]) -> dict:
-    # compose: every setting is known and every part can be built before anything is trained
-    settings = plain(cfg)
-    config.check(settings)
+def run(cfg: DictConfig, settings: dict, folder: Path, names: Mapping) -> dict:
+    # compose: every part that can be wrong is built before anything is trained
+    cell = {key: names[key] for key in ("dataset", "model", "attack", "defense")}
+    cell |= {"seed": cfg.seed, "id": config.run_id(settings)}
     device = config.device(cfg.device, cfg.threads)
     plan, defense, tracker = build(cfg.train), build(cfg.defense), build(cfg.tracker)
 
@@ -69,7 +72,7 @@ def run(cfg: DictConfig, folder: Path, names: dict[str, str]) -> dict:
         return {"metrics": metrics, "poison": facts, "made": cost, "from": material}
 
     material = config.backdoor_material(settings, data.digest)
-    place = store.folder_for(Path(cfg.runs) / "backdoors", (names["dataset"], names["model"], names["attack"]), cfg.seed, material)
+    place = store.folder_for(cfg.runs, cell, material)
     backdoor = store.load_or_make(place, blank, train)
     exam = Exam.of(data.test, backdoor.trigger)
     before, select_before = Metrics(**backdoor.card["metrics"]), accuracy(backdoor.model, select)
@@ -84,17 +87,10 @@ def run(cfg: DictConfig, folder: Path, names: dict[str, str]) -> dict:
     rows = curve.trace(repaired, exam, select, before, select_before, cfg.selection.stop)
 
     # record
-    result = (
-        {key: names[key] for key in ("dataset", "model", "attack", "defense")}
-        | {"seed": cfg.seed, "id": config.run_id(settings), "backdoor": place.name, "needs": defense.needs}
-        | {"rule": cfg.selection.rule, "max_drop": cfg.selection.max_drop}
-        | {"clean_tune": len(defender.clean), "clean_select": len(select)}
-        | record.before(before, select_before)
-        | record.points(rows, before, select_before, cfg.selection)
-        | {"channels": record.channels(repaired.scores), "seconds": seconds, "seconds_curve": time.perf_counter() - started - seconds}
-        | backdoor.card["poison"]
-        | record.environment(device)
-    )
+    result = cell | {"backdoor": place.name, "needs": defense.needs} | record.before(before, select_before)
+    result |= record.points(rows, before, select_before, cfg.selection)
+    result |= {"clean_tune": len(defender.clean), "clean_select": len(select)} | backdoor.card["poison"]
+    result |= record.cost(repaired.scores, seconds, time.perf_counter() - started) | record.environment(device)
     record.write(folder, result, rows, repaired.scores)
     tracker.log(folder, settings, result, rows)
     return result
@@ -112,4 +108,4 @@ if __name__ == "__main__":
     try:
         main()
     except (Exception, KeyboardInterrupt) as error:
-        sys.exit(explain(error))
+        sys.exit(explain(error, sweep=bool({"-m", "--multirun"} & set(sys.argv))))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,11 @@ from bench.files import digest, new_folder, set_aside, sha256
 log = logging.getLogger(__name__)
 
 
-def folder_for(root: Path, names: tuple[str, str, str], seed: int, material: dict[str, Any]) -> Path:
-    """<root>/<dataset>/<model>/<attack>/s<seed>-<key>; the key covers everything that shapes the model and nothing else."""
-    return root.joinpath(*names, f"s{seed}-{digest({'protocol': PROTOCOL, 'seed': seed, **material})[:12]}")
+def folder_for(runs: str, cell: Mapping[str, Any], material: Mapping[str, Any]) -> Path:
+    """<runs>/backdoors/<dataset>/<model>/<attack>/s<seed>-<key>: the key covers what shapes the model and nothing else."""
+    seed = cell["seed"]
+    key = digest({"protocol": PROTOCOL, "seed": seed, **material})[:12]
+    return Path(runs, "backdoors", cell["dataset"], cell["model"], cell["attack"], f"s{seed}-{key}")
 
 
 def load_or_make(folder: Path, blank: Backdoor, make: Callable[[Backdoor], dict[str, Any]]) -> Backdoor:
@@ -40,17 +42,25 @@ def load_or_make(folder: Path, blank: Backdoor, make: Callable[[Backdoor], dict[
         except Timeout:
             log.info("waiting: another process is training %s", folder)
             lock.acquire()
-        with lock:
+        try:
             if not (folder / "card.json").is_file():
-                card = make(blank)
-                with new_folder(folder) as new:
-                    _save(blank.model, new / "model.safetensors")
-                    _save(blank.trigger, new / "trigger.safetensors")
-                    card["sha256"] = {path.name: sha256(path) for path in sorted(new.iterdir())}
-                    card["sha256"]["card"] = digest(card)
-                    (new / "card.json").write_text(json.dumps(card, indent=1) + "\n")
-        lock.release(force=True)
+                _publish(folder, blank, make(blank))
+        finally:
+            lock.release()
     return _load(folder, blank)
+
+
+def _publish(folder: Path, made: Backdoor, card: dict[str, Any]) -> None:
+    try:
+        with new_folder(folder) as new:
+            _save(made.model, new / "model.safetensors")
+            _save(made.trigger, new / "trigger.safetensors")
+            card["sha256"] = {path.name: sha256(path) for path in sorted(new.iterdir())}
+            card["sha256"]["card"] = digest(card)
+            (new / "card.json").write_text(json.dumps(card, indent=1) + "\n")
+    except OSError:
+        if not (folder / "card.json").is_file():  # else somebody, where the lock does not reach, was faster
+            raise
 
 
 def _save(module: nn.Module, path: Path) -> None:
@@ -73,5 +83,5 @@ def _load(folder: Path, blank: Backdoor) -> Backdoor:
             f"the stored backdoor {folder} is damaged ({error}); it was moved to {aside.name}. "
             f"Run the same command again to train it anew."
         ) from error
-    blank.model.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    blank.model.to(memory_format=torch.channels_last).eval()
     return Backdoor(blank.model, blank.trigger, card)

@@ -15,10 +15,15 @@ log = logging.getLogger(__name__)
 class NoTracker:
     """Writes nothing besides the record."""
 
-    hint = "W&B is off; tracker=wandb logs this run too (offline, never asking, when nobody is logged in)."
+    hint = "W&B is off; tracker=wandb logs runs there too (offline, never asking, when nobody is logged in)."
+    said = False
 
-    def log(self, folder: Path, config: dict[str, Any], record: dict[str, Any], curve: Sequence[dict[str, Any]]) -> None:
-        log.info(self.hint)
+    def log(
+        self, folder: Path, config: dict[str, Any], record: dict[str, Any], curve: Sequence[dict[str, Any]]
+    ) -> None:
+        if not NoTracker.said:  # once a sweep is enough
+            log.info(self.hint)
+        NoTracker.said = True
 
 
 class Wandb:
@@ -27,16 +32,29 @@ class Wandb:
     def __init__(self, project: str, entity: str | None = None, group: str | None = None, mode: str = "auto") -> None:
         self.project, self.entity, self.group, self.mode = project, entity, group, mode
 
-    def log(self, folder: Path, config: dict[str, Any], record: dict[str, Any], curve: Sequence[dict[str, Any]]) -> None:
+    def log(
+        self, folder: Path, config: dict[str, Any], record: dict[str, Any], curve: Sequence[dict[str, Any]]
+    ) -> None:
         try:
             self._log(folder, config, record, curve)
         except Exception as error:  # a dashboard must not cost a result that is already on disk
-            log.warning("W&B could not log this run (%s: %s); the record in %s is complete.", type(error).__name__, error, folder)
+            log.warning(
+                "W&B could not log this run (%s: %s); the record in %s is complete.",
+                type(error).__name__,
+                error,
+                folder,
+            )
 
-    def _log(self, folder: Path, config: dict[str, Any], record: dict[str, Any], curve: Sequence[dict[str, Any]]) -> None:
+    def _log(
+        self, folder: Path, config: dict[str, Any], record: dict[str, Any], curve: Sequence[dict[str, Any]]
+    ) -> None:
         import wandb
 
-        mode: Any = self.mode if self.mode != "auto" else os.environ.get("WANDB_MODE") or ("online" if logged_in() else "offline")
+        mode: Any = (
+            self.mode
+            if self.mode != "auto"
+            else os.environ.get("WANDB_MODE") or ("online" if logged_in() else "offline")
+        )
         run = wandb.init(
             project=self.project,
             entity=self.entity,
@@ -49,7 +67,7 @@ class Wandb:
             mode=mode,
             settings=wandb.Settings(silent=True, console="off"),
         )
-        columns = list(curve[0])
+        columns: list[Any] = list(curve[0])
         table = wandb.Table(columns=columns, data=[[row[c] for c in columns] for row in curve])
         run.log({"curve": table})
         run.summary.update({k: v for k, v in record.items() if v is not None})

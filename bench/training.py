@@ -121,7 +121,7 @@ def fit(
     passes = plan.epochs if plan.iterations is None else 1
     scheduler = SCHEDULES[plan.schedule](optimizer, plan, max(steps * passes, 1))
     mixed = torch.autocast(device.type, torch.bfloat16, enabled=plan.precision == "bf16")
-    model.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    model.to(memory_format=torch.channels_last).train()
 
     history: list[Epoch] = []
     with progress(label, steps * passes) as advance:

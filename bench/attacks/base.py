@@ -152,4 +152,3 @@ def check_rate(name: str, rate: float) -> None:
 def poison_count(rate: float, base: int) -> int:
     """int(rate * base) as the references have it, without the binary dust of products such as 0.29 * 100."""
     return math.floor(rate * base + 1e-9)
-

@@ -8,6 +8,7 @@ The warp is `s` pixels strong at any image size. Defaults here are the bench's c
 """
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from bench.attacks.base import Attack, Trigger, check_rate
@@ -17,6 +18,7 @@ from bench.errors import UserError
 
 class Warp(Trigger):
     dtype = torch.float32
+    grid: Tensor
 
     def __init__(self, shape, k, s, grid_rescale, grid_seed, **trigger):
         super().__init__(rounding="nearest", **trigger)
@@ -43,7 +45,9 @@ class WaNet(Attack):
         super().__init__(shape, num_classes)
         check_rate("attack.poison_rate", poison_rate)
         if noise_ratio < 0 or poison_rate * (1 + noise_ratio) > 1:
-            raise UserError(f"attack.noise_ratio={noise_ratio} leaves no clean image at attack.poison_rate={poison_rate}.")
+            raise UserError(
+                f"attack.noise_ratio={noise_ratio} leaves no clean image at attack.poison_rate={poison_rate}."
+            )
         self.poison_rate, self.noise_ratio = poison_rate, noise_ratio
         self.trigger = Warp(shape, k, s, grid_rescale, grid_seed, num_classes=num_classes, target=target, labels=labels)
 

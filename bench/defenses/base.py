@@ -53,6 +53,8 @@ class PruningDefense(Defense):
 
     def __init__(self, rule: Rule, sweep: Sweep, zeroes: Iterable[str]) -> None:
         self.rule, self.sweep, self.zeroes = rule, sweep, tuple(zeroes)
+        if not self.zeroes or not set(self.zeroes) <= {"weight", "bias"}:
+            raise UserError(f"defense.zeroes={list(self.zeroes)} must name weight, bias or both.")
 
     @abstractmethod
     def score(self, model: nn.Module, data: Defender) -> Scores:
@@ -62,7 +64,9 @@ class PruningDefense(Defense):
         scores = {layer: score.detach().cpu() for layer, score in self.score(model, data).items()}
         for layer, score in scores.items():
             if score.isnan().any():
-                raise UserError(f"{type(self).__name__}: the scores of layer {layer} are not numbers; is the model sound?")
+                raise UserError(
+                    f"{type(self).__name__}: the scores of layer {layer} are not numbers; is the model sound?"
+                )
         return Repaired(self._candidates(model, scores), scores)
 
     def _candidates(self, model: nn.Module, scores: Scores) -> Iterator[Candidate]:

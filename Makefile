@@ -1,0 +1,42 @@
+# `make run` then `make test` is all a fresh clone needs; `make help` lists the rest.
+PYTHON ?= python3
+RUNS ?= runs
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test lint tables plots clean
+
+help:  ## what can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP)  ## create .venv and install into it (done by the others when needed)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "BackPrune needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -e '.[dev]' -c constraints.txt
+	@touch $@
+
+run: $(STAMP)  ## the demo: 3 attacks x 4 defences x 3 seeds on the embedded digits, then its table
+	$(BIN)/python bench/run.py -m attack=badnets,blend,wanet defense=none,anp,rnp,clp seed=2,3,4 runs=$(RUNS)
+	@$(MAKE) --no-print-directory tables
+
+tables: $(STAMP)  ## tables of all finished cells, as Markdown here, and Markdown, CSV, LaTeX in runs/tables
+	@$(BIN)/python -m analysis.tables --runs $(RUNS)
+
+plots: $(STAMP)  ## curves and trade-offs of all finished cells in runs/plots
+	@$(BIN)/python -m analysis.plots --runs $(RUNS)
+
+test: $(STAMP)  ## the test suite
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:  ## remove caches; results in runs/ and .venv stay
+	rm -rf build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find bench analysis tests -name __pycache__ -type d -prune -exec rm -rf {} +
