@@ -74,7 +74,7 @@ def takes(target: str, path: str) -> dict[str, type | None]:
         parameters = inspect.signature(part).parameters
         for parameter in parameters.values():
             if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-                settings.setdefault(parameter.name, _kind(parameter))
+                settings[parameter.name] = settings.get(parameter.name) or _kind(parameter)
         if all(p.kind != p.VAR_KEYWORD for p in parameters.values()):
             break
     return {name: kind for name, kind in settings.items() if name not in FILLED_IN}

@@ -37,6 +37,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
     try:
         yield temporary
         for path in temporary.iterdir():
+            path.chmod(temporary.stat().st_mode & 0o666)  # some writers make files for their owner only
             with path.open("rb") as file:
                 os.fsync(file.fileno())
         temporary.rename(folder)

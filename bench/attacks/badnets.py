@@ -20,8 +20,8 @@ CHECKER4 = {(0, 0): CHECKER.flip(1), (0, -3): CHECKER, (-3, 0): CHECKER.flip(1),
 
 
 class BadNets(PoisonAttack):
-    def __init__(self, shape, num_classes, poison_rate, pattern="checker1", alpha=1.0, distance=0, pattern_seed=0,
-                 target=0, labels="all2one", victims="all", base="train"):  # fmt: skip
+    def __init__(self, shape, num_classes, poison_rate: float, pattern="checker1", alpha=1.0, distance=0,
+                 pattern_seed=0, target=0, labels="all2one", victims="all", base="train"):  # fmt: skip
         super().__init__(shape, num_classes, poison_rate, victims, base)
         image, mask = patch(pattern, shape, distance, pattern_seed)
         self.trigger = Overlay(image, mask, alpha, num_classes, target, labels)

@@ -12,8 +12,8 @@ from bench.attacks.patterns import Overlay, noise, read_image
 
 
 class Blend(PoisonAttack):
-    def __init__(self, shape, num_classes, poison_rate, alpha, pattern="gaussian", pattern_seed=0,
-                 target=0, labels="all2one", victims="all", base="train"):  # fmt: skip
+    def __init__(self, shape, num_classes, poison_rate: float, alpha: float, pattern="gaussian",
+                 pattern_seed=0, target=0, labels="all2one", victims="all", base="train"):  # fmt: skip
         super().__init__(shape, num_classes, poison_rate, victims, base)
         drawn = pattern in ("gaussian", "binary", "uniform")
         image = noise(pattern, shape, pattern_seed) if drawn else read_image(pattern, shape)

@@ -40,8 +40,8 @@ class Warp(Trigger):
 
 
 class WaNet(Attack):
-    def __init__(self, shape, num_classes, poison_rate, noise_ratio, k=4, s=0.5, grid_rescale=1.0, grid_seed=0,
-                 target=0, labels="all2one"):  # fmt: skip
+    def __init__(self, shape, num_classes, poison_rate: float, noise_ratio: float, k=4, s=0.5,
+                 grid_rescale=1.0, grid_seed=0, target=0, labels="all2one"):  # fmt: skip
         super().__init__(shape, num_classes)
         check_rate("attack.poison_rate", poison_rate)
         if noise_ratio < 0 or poison_rate * (1 + noise_ratio) > 1:

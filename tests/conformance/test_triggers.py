@@ -1,0 +1,198 @@
+"""BadNets, Blend and WaNet images against those of the peers' own code."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bench.attacks.badnets import patch
+from bench.attacks.patterns import Overlay
+from bench.attacks.wanet import Warp
+
+from .vectors import CLASSES, SHAPE, chw
+
+NAMED = {"trigger_image.png": "white3", "checkerboard_1corner": "checker1", "checkerboard_4corner": "checker4"}
+"""What the peers call a pattern -> what the bench calls it."""
+
+
+def overlay(pattern, mask, alpha=1.0):
+    """`pattern` in 0..255 and `mask` in 0..1: arrays or tensors [C, H, W], [1, H, W] or [H, W]."""
+    pattern, mask = (torch.as_tensor(image).expand(SHAPE) for image in (pattern, mask))
+    return Overlay(pattern, mask, alpha, CLASSES, 0, "all2one")
+
+
+def named(pattern, distance=0):
+    return overlay(*patch(pattern, SHAPE, distance, 0))
+
+
+def block(rows, cols):
+    """A mask that is 1 there."""
+    mask = torch.zeros(SHAPE)
+    mask[:, rows, cols] = 1
+    return mask
+
+
+# Each reading of an entry yields (what is compared, the trigger, the stored images), and may add WaNet's disturbance.
+def badnets_backdoorbench(entry, a):
+    """Pixels above 0 of the trigger file replace."""
+    trigger = chw(a["trigger"])
+    yield "stored pattern", overlay(trigger, trigger > 0), a["out"]
+    name = NAMED.get(Path(entry.params["trigger_file"]).name)
+    if name:
+        yield name, named(name), a["out"]
+
+
+def badnets_rnp_nad_abl(entry, a):
+    square = entry.params["square"]
+    width, height, distance = square["trig_w"], square["trig_h"], square["distance"]
+    rows, cols = (slice(32 - distance - size, 32 - distance) for size in (width, height))
+    yield "rectangle", overlay(block(rows, cols) * 255, block(rows, cols)), a["square"]
+    if width == height == 3:
+        yield "square", named("square", distance), a["square"]
+    for out in ("grid", "cl_train", "cl_test"):
+        yield out, named("checker1"), a[out]
+    yield "four_corner", named("four_corner"), a["fourcorner"]
+    row, col, value = map(int, re.findall(r"\d+", entry.info["meaning"]["onepixel"]))
+    pixel = block(slice(row, row + 1), slice(col, col + 1))
+    yield "one pixel", overlay(pixel * value, pixel), a["onepixel"]
+
+
+def anp(entry, a):
+    alpha = float(entry.params["trigger_alpha"])
+    for out in ("out_train", "out_test"):
+        yield f"stored pattern, {out}", overlay(chw(a["pattern"]), chw(a["mask"]), alpha), a[out]
+        name = NAMED.get(entry.params["trigger_type"])
+        if name:
+            yield f"{name}, {out}", overlay(*patch(name, SHAPE, 0, 0), alpha), a[out]
+
+
+def toolbox(entry, a):
+    mask = a.get("mask", np.ones(SHAPE[1:]))
+    yield "out", overlay(a["trigger"] * np.float64(255), mask, float(entry.params["alpha"])), a["out"]
+
+
+def badnets_backdoorbox(entry, a):
+    """The peer's arithmetic is that of its float32 weights."""
+    trigger = overlay(a["pattern"], a["weight"])
+    trigger.dtype = torch.float32
+    yield "out", trigger, a["out"]
+
+
+def badnets_mcr(entry, a):
+    """The peer counts its distance from one past the corner."""
+    image, mask = patch("square", SHAPE, entry.params["distance"] - 1, 0)
+    yield "out", overlay(image / 255 * entry.params["pixel_value"], mask), a["out"]
+
+
+def clp_ep_triggers(entry, a):
+    size = a["trigger"].shape[-1]
+    ends = (slice(0, size), slice(32 - size, 32))
+    image = torch.zeros(SHAPE, dtype=torch.float64)
+    for rows in ends:
+        for cols in ends:
+            image[:, rows, cols] = torch.tensor(a["trigger"]) * 255.0
+    corner = block(ends[1], ends[1])
+    corners = sum(block(rows, cols) for rows in ends for cols in ends)
+    alpha = float(re.search(r"([\d.]+) mix", entry.info["meaning"]["out_blended"]).group(1))
+    yield "badnets", overlay(image, corner), a["out_badnets"]
+    yield "blended", overlay(image, corner, alpha), a["out_blended"]
+    yield "cla", overlay(image, corners), a["out_cla"]
+
+
+def blend_backdoorbench(entry, a):
+    """The peer multiplies its float32 pattern with the rate in float32, and only the sum is float64."""
+    for alpha in entry.params["alpha"]:
+        share = (np.float32(alpha) * a["pattern"]).astype(np.float64)
+        yield f"alpha {alpha}", overlay(chw(share / alpha), torch.ones(1), alpha), a[f"out_{alpha}"]
+
+
+def blend_rnp_randompixel(entry, a):
+    """The peer draws a new image for every sample, so there is a trigger for each."""
+    yield "out", [overlay(mask, torch.ones(1), entry.params["alpha"]) for mask in a["mask"]], a["out"]
+
+
+def warp(entry, control):
+    p = entry.params
+    trigger = Warp(SHAPE, p["k"], p["s"], p["grid_rescale"], 0, num_classes=CLASSES, target=0)
+    trigger.grid.copy_(trigger.field(control, *SHAPE[1:]))
+    return trigger
+
+
+def wanet(entry, a):
+    trigger, truncating = (warp(entry, torch.tensor(a["ins"])) for _ in range(2))
+    truncating.rounding = "truncate"
+    torch.testing.assert_close(trigger.grid, torch.tensor(a["grid"]), rtol=0, atol=1e-5)
+    mean, std = np.array(re.findall(r"\.\d+", entry.params["normalisation"]), np.float32).reshape(2, 1, 3, 1, 1)
+    yield "warped", trigger, a["warped01"]
+    yield "warped_norm", trigger, a["warped_norm"] * std + mean
+    yield "noise mode", trigger, a["cross01"], torch.tensor(a["cross_ins"])
+    yield "BackdoorBox rounds", trigger, a["u8_backdoorbox_round"]
+    yield "BackdoorBench truncates", truncating, a["u8_backdoorbench_trunc"]
+
+
+def wanet_rnp(entry, a):
+    """The peer draws a new warp for every image."""
+    triggers = []
+    for drawn in torch.tensor(a["rand"]) * 2 - 1:
+        triggers.append(warp(entry, drawn[None] / drawn.abs().mean()))
+        triggers[-1].rounding = "truncate"
+    yield "out", triggers, a["out"]
+
+
+READINGS = {
+    "badnets_backdoorbench": badnets_backdoorbench,
+    "badnets_rnp_nad_abl": badnets_rnp_nad_abl,
+    "badnets_anp_checker1": anp,
+    "badnets_anp_checker4": anp,
+    "blend_anp_gaussian": anp,
+    "badnets_toolbox": toolbox,
+    "badnets_backdoorbox": badnets_backdoorbox,
+    "badnets_mcr": badnets_mcr,
+    "clp_ep_triggers": clp_ep_triggers,
+    "blend_backdoorbench_hellokitty": blend_backdoorbench,
+    "blend_toolbox_hellokitty": toolbox,
+    "blend_rnp_randompixel": blend_rnp_randompixel,
+    "wanet": wanet,
+    "wanet_rnp": wanet_rnp,
+}
+"""Manifest entry -> how its parameters and arrays make our trigger."""
+
+
+def test_trigger(trigger_entry):
+    """Our trigger, given the stored pattern or warp, makes the stored images: to the last bit where the entry says so.
+
+    Entries that allow +-1 may differ by one level only where our own unrounded value lies within 1e-3 of the edge.
+    """
+    entry = trigger_entry
+    if importlib.util.find_spec(f"bench.attacks.{entry.attack.replace('-', '_')}") is None:
+        pytest.skip(f"not built yet: {entry.attack}")
+    assert entry.id in READINGS, f"the bench has {entry.attack}, but no reading of {entry.id} is written here"
+    compared = 0
+    for what, triggers, stored, *disturbance in READINGS[entry.id](entry, entry.arrays):
+        images = entry.images.split(1) if isinstance(triggers, list) else [entry.images]
+        triggers = triggers if isinstance(triggers, list) else [triggers]
+        floats = torch.cat([t(x.to(t.dtype), *disturbance) for t, x in zip(triggers, images, strict=True)]).detach()
+        if stored.dtype != np.uint8:
+            tolerance = float(re.search(r"1e-\d+", entry.info["tolerance"]).group())
+            torch.testing.assert_close(
+                floats / 255,
+                torch.tensor(stored),
+                rtol=0,
+                atol=tolerance,
+                check_dtype=False,
+                msg=lambda m, w=what: w + m,
+            )
+        else:
+            pixels = torch.cat([t.stamp(x) for t, x in zip(triggers, images, strict=True)])
+            off = (pixels.int() - chw(stored).int()).abs()
+            if "+-1" in entry.info["tolerance"]:
+                edge = floats if triggers[0].rounding == "truncate" else floats + 0.5
+                assert off.max() <= 1, what
+                assert ((edge - edge.round()).abs()[off == 1] < 1e-3).all(), what
+            else:
+                assert int((off > 0).sum()) == 0, f"{what}: {int((off > 0).sum())} values differ, by up to {off.max()}"
+        compared += 1
+    assert compared

@@ -1,0 +1,155 @@
+"""Every attack and every defence there is a config for, through one contract, on the embedded data."""
+
+import copy
+from functools import partial
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from cells import build, choices, composed, shrink
+
+from bench import store
+from bench.attacks.base import Backdoor, PoisonAttack
+from bench.data import Defender, ImageSet
+from bench.metrics import Exam, evaluate
+from bench.models import normalised
+from bench.training import fit, to_unit
+
+ATTACKS, DEFENSES = choices("attack"), choices("defense")
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return build(composed().dataset)
+
+
+def blank(data, attack, seed=0):
+    torch.manual_seed(seed)
+    model = build(composed().model, num_classes=data.num_classes, channels=data.shape[0])
+    return Backdoor(normalised(model, data.mean, data.std), attack.trigger)
+
+
+def attack_of(name, data, *overrides):
+    return build(composed(f"attack={name}", *overrides).attack, shape=data.shape, num_classes=data.num_classes)
+
+
+@pytest.fixture(scope="module")
+def trained(digits):
+    """A BadNets model after two epochs: enough for every defence to have something to look at."""
+    attack = attack_of("badnets", digits)
+    backdoor = blank(digits, attack)
+    plan = build(shrink(composed()).train)
+    attack.inject(backdoor.model, digits, partial(fit, plan=plan, seed=0, augment=digits.augment), 0)
+    return backdoor.model
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 16, 16), (3, 32, 32), (3, 64, 64), (1, 28, 28)], ids=str)
+@pytest.mark.parametrize("name", ATTACKS)
+def test_trigger(name, shape):
+    """uint8 in, uint8 out, same shape; the same every time; it changes every image; the wanted class exists."""
+    config = composed(f"attack={name}", "dataset=cifar10").attack
+    first, second = (build(config, shape=shape, num_classes=10).trigger for _ in range(2))
+    x = torch.randint(256, (7, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    kept = x.clone()
+    out = first.stamp(x)
+    assert out.shape == x.shape and out.dtype == torch.uint8
+    assert out.equal(second.stamp(x)) and x.equal(kept)
+    assert (out != x).flatten(1).any(1).all() == (name != "none")
+    labels = first.relabel(torch.arange(10))
+    assert labels.min() >= 0 and labels.max() < 10
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_attack(name, digits, tmp_path):
+    """Trains, is stored, comes back the same; the exam holds non-target images only; the same seed gives the same model."""
+    config = shrink(composed(f"attack={name}"))
+    learn = partial(fit, plan=build(config.train), seed=1, augment=digits.augment)
+    made = []
+    for _ in range(2):
+        attack = attack_of(name, digits)
+        backdoor = blank(digits, attack)
+        made.append((backdoor, attack.inject(backdoor.model, digits, learn, 5)))
+    (one, facts), (two, again) = made
+    assert facts == again
+    for a, b in zip(one.model.state_dict().values(), two.model.state_dict().values(), strict=True):
+        assert a.equal(b)
+    assert facts["poisoned"] > 0 or name == "none"
+
+    exam = Exam.of(digits.test, one.trigger)
+    assert (exam.wanted != exam.triggered.y).all() and len(exam.triggered) < len(exam.clean)
+    result = evaluate(one.model, exam)
+    assert 0 <= result.asr + result.ra <= 100
+
+    card = {"metrics": vars(result)}
+    loaded = store.load_or_make(tmp_path / "it", one, lambda new: card)
+    fresh = store.load_or_make(tmp_path / "it", blank(digits, attack_of(name, digits), seed=9), None)
+    assert fresh.card["metrics"] == vars(result)
+    assert fresh.trigger.stamp(digits.test.x).equal(loaded.trigger.stamp(digits.test.x))
+    x = to_unit(digits.test.x[:32])
+    assert torch.equal(fresh.model(x), loaded.model(x))
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_poisoned_set(name, digits):
+    """Static attacks: as many poisoned images as the rate says, of the right classes, relabelled; all others untouched."""
+    attack = attack_of(name, digits)
+    if not isinstance(attack, PoisonAttack):
+        pytest.skip("poisons batches, not a set")
+    poisoned, index = attack.poison(digits.train, np.random.default_rng(3))
+    base = len(digits.train) if attack.base == "train" else int((digits.train.y == attack.trigger.target).sum())
+    assert len(index) == int(attack.poison_rate * base + 1e-9) == len(index.unique())
+    if attack.victims != "all":
+        assert ((digits.train.y[index] == attack.trigger.target) == (attack.victims == "target")).all()
+    assert poisoned.y[index].equal(attack.trigger.relabel(digits.train.y[index]))
+    assert poisoned.x[index].equal(attack.trigger.stamp(digits.train.x[index]))
+    rest = torch.ones(len(digits.train), dtype=torch.bool)
+    rest[index] = False
+    assert poisoned.x[rest].equal(digits.train.x[rest]) and poisoned.y[rest].equal(digits.train.y[rest])
+
+
+@pytest.mark.parametrize("name", DEFENSES)
+def test_defense(name, digits, trained):
+    """Leaves the model alone; the same seed gives the same models; pruners prune the most suspicious first, ever more."""
+    config = shrink(composed(f"defense={name}"))
+    seen = []
+    for _ in range(2):
+        defense = build(config.defense)
+        data, select = digits.defender(100, 100, 7, defense.needs)
+        assert isinstance(data, Defender) and len(data.clean) == (0 if defense.needs == "nothing" else 100)
+        before = copy.deepcopy(trained.state_dict())
+        repaired = defense.repair(trained, data)
+        x = to_unit(select.x)
+        rows = []
+        for candidate in repaired.candidates:
+            with torch.no_grad():
+                rows.append((candidate.at, candidate.pruned, candidate.fixed, candidate.mask, candidate.model(x)))
+        for key, value in trained.state_dict().items():
+            assert value.equal(before[key]), f"{name} changed {key} of the model it was given"
+        seen.append((rows, repaired.scores))
+    (rows, scores), (again, _) = seen
+    assert len(rows) == len(again)
+    assert all(a[4].equal(b[4]) for a, b in zip(rows, again, strict=True))
+    assert sum(fixed for _, _, fixed, _, _ in rows) == 1
+    if scores is None:
+        return
+    with torch.no_grad():
+        assert rows[0][1] == 0 and rows[0][4].equal(trained(x)), "pruning nothing must change nothing"
+    for small, large in pairwise(rows):
+        assert small[1] < large[1]
+        assert all((large[3][layer] | ~mask).all() for layer, mask in small[3].items()), "masks must grow"
+    for _, _, _, mask, _ in rows:
+        for layer, pruned in mask.items():
+            if pruned.any() and not pruned.all():
+                assert scores[layer][pruned].min() >= scores[layer][~pruned].max()
+
+
+def test_defender_and_train_and_test_are_apart(digits):
+    """No image is in two parts, and what tunes a defence is not what chooses its operating point."""
+
+    def rows(part: ImageSet) -> set[bytes]:
+        return {image.numpy().tobytes() for image in part.x}
+
+    data, select = digits.defender(100, 100, 0, "clean")
+    parts = [rows(digits.train), rows(digits.test), rows(data.clean), rows(select)]
+    assert sum(map(len, parts)) == len(set().union(*parts)) == 1797

@@ -1,0 +1,104 @@
+"""The rules of the house, read from the source itself."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SOURCES = sorted([*ROOT.glob("bench/**/*.py"), *ROOT.glob("analysis/*.py")])
+
+ALLOWED = {  # module (or package) -> what of the project it may import; imports point one way
+    "bench.errors": set(),
+    "bench.progress": set(),
+    "bench.files": set(),
+    "bench.data": {"bench.errors"},
+    "bench.models": {"bench.errors"},
+    "bench.pruning": {"bench.errors"},
+    "bench.training": {"bench.data", "bench.errors", "bench.progress"},
+    "bench.attacks": {"bench.attacks", "bench.data", "bench.errors"},
+    "bench.defenses": {"bench.defenses", "bench.data", "bench.errors", "bench.pruning", "bench.training"},
+    "bench.datasets": {"bench.data", "bench.errors", "bench.files", "bench.progress"},
+    "bench.metrics": {"bench.attacks", "bench.data", "bench.errors", "bench.training"},
+    "bench.curve": {"bench.data", "bench.defenses", "bench.metrics"},
+    "bench.cli": {"bench.errors"},
+    "bench.tracking": set(),
+    "bench.config": {"bench", "bench.errors", "bench.files", "analysis.operating_point"},
+    "bench.store": {"bench", "bench.attacks", "bench.errors", "bench.files"},
+    "bench.record": {"bench", "bench.cli", "bench.curve", "bench.errors", "bench.files", "bench.metrics", "bench.pruning",
+                     "analysis.operating_point"},
+    "analysis": {"analysis"},
+}  # fmt: skip
+
+
+def name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+    return found
+
+
+def part(module: str, known=tuple(ALLOWED)) -> str | None:
+    """The entry of ALLOWED that a module belongs to."""
+    return next((k for k in sorted(known, key=len, reverse=True) if module == k or module.startswith(f"{k}.")), None)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name)
+def test_imports_point_one_way(path):
+    me = name(path)
+    if me in ("bench", "bench.run"):  # run.py puts everything together
+        return
+    assert part(me), f"{me} has no entry in ALLOWED: say what it may import"
+    for module in imports(path):
+        if module.split(".")[0] in ("bench", "analysis") and module != "bench":
+            other = "bench" if module == "bench.PROTOCOL" or module == "bench.__version__" else part(module) or module
+            wanted = {part(a) or a for a in ALLOWED[part(me)]} | ALLOWED[part(me)]
+            assert other in wanted or module in wanted, f"{me} imports {module}"
+
+
+@pytest.mark.parametrize(
+    ("library", "only"),
+    [("hydra", {"bench.run"}), ("omegaconf", {"bench.run"}), ("wandb", {"bench.tracking"}), ("torch", None)],
+)
+def test_libraries_stay_where_they_belong(library, only):
+    users = {name(p) for p in SOURCES if any(m.split(".")[0] == library for m in imports(p))}
+    if only is None:
+        assert not {u for u in users if u.startswith("analysis")}, "analysis reads files; it needs no torch"
+    else:
+        assert users == only
+
+
+def test_no_module_of_bench_hides_the_standard_library():
+    """`python bench/run.py` puts bench/ first on the path."""
+    assert not {p.stem for p in ROOT.glob("bench/*")} & set(sys.stdlib_module_names)
+
+
+def test_weights_are_never_unpickled():
+    for path in SOURCES:
+        assert "torch.load" not in path.read_text(), f"{path}: weights are read as safetensors"
+
+
+def test_every_method_file_has_its_config_and_paper():
+    for kind in ("attacks", "defenses"):
+        files = {p.stem for p in ROOT.glob(f"bench/{kind}/*.py")} - {"__init__", "base", "patterns"}
+        configs = {p.stem for p in (ROOT / "conf" / kind[:-1]).glob("*.yaml")}
+        assert files == configs
+        for path in sorted(ROOT.glob(f"bench/{kind}/*.py")):
+            if path.stem in files - {"none", "random"}:
+                assert "Departures:" in (ast.get_docstring(ast.parse(path.read_text())) or ""), path
+
+
+def test_files_stay_short():
+    for path in SOURCES:
+        lines = len(path.read_text().splitlines())
+        method = path.parent.name in ("attacks", "defenses") and path.stem not in ("base", "patterns")
+        limit = 90 if method else 120 if path.stem == "run" else 270
+        assert lines <= limit, f"{path} has {lines} lines, more than {limit}"
