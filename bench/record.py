@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import logging
+import os
 import platform
 import subprocess
 import traceback
@@ -127,7 +128,7 @@ def processor() -> str:
 
 @cache
 def commit() -> str:
-    """The commit of the code, with `+` if files differ from it; `unknown` outside a git checkout."""
+    """The commit of the code, with `+` if files differ from it; outside a git checkout BACKPRUNE_COMMIT, or `unknown`."""
     here = Path(__file__).parent
     try:
         run = [
@@ -137,7 +138,7 @@ def commit() -> str:
             for words in (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain", "-uno"])
         ]
     except (OSError, subprocess.SubprocessError):
-        return "unknown"
+        return os.environ.get("BACKPRUNE_COMMIT", "unknown")
     return run[0].strip() + ("+" if run[1].strip() else "")
 
 
