@@ -1,0 +1,182 @@
+"""The bench from the outside: what a user types, what lies on disk afterwards, and what goes wrong well."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+QUICK = ["train.epochs=1", "threads=1"]
+ENV = os.environ | {"WANDB_MODE": "", "WANDB_API_KEY": "", "OMP_NUM_THREADS": "1"}
+
+
+def start(*words: str, cwd: Path = ROOT) -> subprocess.Popen:
+    command = [sys.executable, str(ROOT / "bench/run.py"), *words]
+    return subprocess.Popen(command, cwd=cwd, env=ENV, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def bench(*words: str) -> tuple[int, str]:
+    """(exit status, everything it printed)"""
+    process = start(*words)
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out + err
+
+
+def records(runs: Path) -> list[dict]:
+    return [json.loads(path.read_text()) for path in sorted(runs.glob("*/*/*/*/*/record.json"))]
+
+
+def cards(runs: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in runs.glob("backdoors/**/card.json")}
+
+
+def leftovers(runs: Path) -> list[Path]:
+    return [path for path in runs.rglob("*") if ".tmp-" in path.name]
+
+
+def test_a_sweep_trains_each_model_once_and_never_repeats_a_cell(tmp_path):
+    sweep = ["-m", "attack=badnets,none", "defense=none,clp,ft", *QUICK, f"runs={tmp_path}"]
+    status, said = bench(*sweep)
+    assert status == 0, said
+    first = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("record.json")}
+    made = cards(tmp_path)
+    assert len(first) == 6 and len(made) == 2
+    for record in records(tmp_path):
+        assert record["schema"] == 1 and record["clean"] == 500 and record["triggered"] == 450
+        assert record["acc"] == pytest.approx(100 * record["right"] / 500)
+        assert {f"asr_{rule}" for rule in ("fixed", "clean_drop", "oracle")} <= record.keys()
+    status, said = bench(*sweep)
+    assert status == 0 and said.count("done already") == 6
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("record.json")} == first and cards(
+        tmp_path
+    ) == made
+    folder = next(tmp_path.glob("digits/vgg5/badnets/clp/*"))
+    assert {"record.json", "curve.csv", "scores.csv", "run.log", ".hydra"} == {p.name for p in folder.iterdir()}
+
+
+def test_the_folder_depends_on_what_is_composed_not_on_what_was_typed(tmp_path):
+    """Spelling out a default is the same cell; changing a defence's setting is another cell of the same backdoor."""
+    base = ["defense=clp", *QUICK, f"runs={tmp_path}"]
+    assert bench(*base)[0] == 0
+    status, said = bench("attack=badnets", "defense.rule.at=3.0", "device=cpu", *base)
+    assert status == 0 and "done already" in said
+    assert bench("defense.rule.at=2.0", *base)[0] == 0
+    assert bench("attack.poison_rate=0.05", *base)[0] == 0
+    assert len(records(tmp_path)) == 3 and len(cards(tmp_path)) == 2
+
+
+def test_the_same_config_gives_the_same_numbers(tmp_path):
+    """In another folder, another process, and with the backdoor trained or only loaded."""
+    for place in ("a", "b"):
+        if place == "b":
+            bench("defense=none", *QUICK, f"runs={tmp_path / place}")
+        assert bench("defense=rnp", "defense.unlearn.epochs=2", *QUICK, f"runs={tmp_path / place}")[0] == 0
+    one, two = (next(r for r in records(tmp_path / p) if r["defense"] == "rnp") for p in ("a", "b"))
+    changing = ("seconds", "peak_memory")
+    assert {k: v for k, v in one.items() if not k.startswith(changing)} == {
+        k: v for k, v in two.items() if not k.startswith(changing)
+    }
+    curves = [next((tmp_path / p).glob("digits/*/*/rnp/*/curve.csv")).read_bytes() for p in ("a", "b")]
+    assert curves[0] == curves[1]
+
+
+WRONG = {
+    "attack.poison_rate=1.5": "attack.poison_rate=1.5 must be a number above 0 and at most 1",
+    "attack.poison_rate=lots": "attack.poison_rate=lots must be a number",
+    "+attack.poisonrate=0.1": "did you mean 'poison_rate'",
+    "attack.poisonrate=0.1": "did you mean 'poison_rate'",
+    "defence=clp": "did you mean 'defense'",
+    "defense=clpp": "did you mean 'clp'",
+    "attack.target=10": "attack.target=10 does not exist: the data set has classes 0 to 9",
+    "attack.pattern=missing.png": "neither a known pattern nor an image file",
+    "selection.rule=best": "selection.rule=best is unknown",
+    "clean.tune=1000": "only 200 are held out",
+    "dataset=imagefolder": "dataset.root is not set",
+    "dataset=cifar10 dataset.root=NOWHERE": "dataset.download=true fetches it",
+    "dataset=cifar10 dataset.root=NOWHERE dataset.download=true": "put cifar-10-python.tar.gz",
+    "device=nonsense": "device=nonsense cannot be used here",
+    "runs=/dev/null/x": "cannot use /dev/null",
+    "train.lr=1e30": "training diverged",
+    "seed=abc": "seed=abc must be a whole number",
+}
+
+
+def test_wrong_input_is_one_clear_sentence(tmp_path):
+    """Never a bare traceback, never a zero exit, no record; offline downloads need no network to fail here."""
+
+    def one(case: str) -> tuple[int, str]:
+        words = case.replace("NOWHERE", str(tmp_path / "nowhere")).split()
+        return bench(*QUICK, f"runs={tmp_path / 'runs'}", *words)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for case, (status, said) in zip(WRONG, pool.map(one, WRONG), strict=True):
+            assert status == 1, f"{case}: {said}"
+            assert WRONG[case] in said, f"{case}: {said}"
+            assert "Traceback" not in said, f"{case}: {said}"
+    assert not records(tmp_path / "runs")
+
+
+def test_a_failed_cell_leaves_its_traceback_and_stops_nothing(tmp_path):
+    status, said = bench("-m", "attack.pattern=missing.png,white3", "defense=none", *QUICK, f"runs={tmp_path}")
+    assert status == 1 and "At least one cell failed" in said and "neither a known pattern" in said
+    assert len(records(tmp_path)) == 1
+    (error,) = tmp_path.rglob("error.txt")
+    assert "Traceback" in error.read_text()
+
+
+def test_a_damaged_model_is_named_set_aside_and_made_again(tmp_path):
+    base = ["attack=none", *QUICK, f"runs={tmp_path}"]
+    assert bench("defense=none", *base)[0] == 0
+    (card,) = cards(tmp_path)
+    weights = card.parent / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-5] ^= 1
+    weights.write_bytes(content)
+    status, said = bench("defense=clp", *base)
+    assert status == 1 and "is damaged" in said and "Run the same command again" in said
+    assert list(card.parent.parent.glob("*.damaged-*/model.safetensors"))
+    assert bench("defense=clp", *base)[0] == 0 and len(records(tmp_path)) == 2
+
+
+def test_two_processes_train_one_model(tmp_path):
+    words = ["train.epochs=6", "threads=1", f"runs={tmp_path}"]
+    both = [start("defense=none", *words), start("defense=clp", *words)]
+    said = ["".join(p.communicate(timeout=300)) for p in both]
+    assert [p.returncode for p in both] == [0, 0], said
+    assert len(cards(tmp_path)) == 1 and len(records(tmp_path)) == 2
+    assert sum("another process is training" in text for text in said) == 1
+    assert not leftovers(tmp_path)
+
+
+@pytest.mark.parametrize("blow", [signal.SIGINT, signal.SIGKILL])
+def test_a_killed_run_loses_nothing_and_goes_on(tmp_path, blow):
+    """Ctrl-C says so and exits with 130; after either, the same command finishes and leaves nothing half-made."""
+    words = ["-m", "attack=none", "defense=none,clp", f"runs={tmp_path}", "threads=1", "train.epochs=300"]
+    process = start(*words)
+    lock = None
+    while lock is None and process.poll() is None:  # training has begun once its lock is there
+        lock = next(tmp_path.glob("backdoors/*/*/*/.*.lock"), None)
+        time.sleep(0.05)
+    time.sleep(0.5)
+    process.send_signal(blow)
+    out, err = process.communicate(timeout=60)
+    if blow == signal.SIGINT:
+        assert process.returncode == 130 and "Interrupted" in err and "Traceback" not in err
+    assert not records(tmp_path) and not cards(tmp_path)
+    words[-1] = "train.epochs=1"
+    status, said = bench(*words)
+    assert status == 0, said
+    assert len(records(tmp_path)) == 2 and len(cards(tmp_path)) == 1 and not leftovers(tmp_path)
+
+
+def test_help_is_for_people():
+    status, said = bench("--help")
+    assert status == 0
+    for word in ("ASR", "attack=badnets", "make tables", "badnets, blend", "selection.max_drop"):
+        assert word in said

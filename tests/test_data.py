@@ -1,0 +1,117 @@
+"""Splits, augmentation, and folders of images."""
+
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+from cells import build, composed
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from sklearn.datasets import load_digits
+from torch.nn import functional as F
+
+from bench.attacks.base import poison_count
+from bench.data import Augment, generator, stratified, stream
+from bench.errors import UserError
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=60), st.data())
+def test_stratified_draws_by_class(labels, data):
+    labels = np.array(labels)
+    size = data.draw(st.integers(0, len(labels)))
+    chosen, rest = stratified(labels, size, np.random.default_rng(0))
+    assert len(chosen) == size and sorted([*chosen, *rest]) == list(range(len(labels)))
+    for c in np.unique(labels):
+        share = size * (labels == c).sum() / len(labels)
+        assert abs((labels[chosen] == c).sum() - share) < 1
+
+
+@given(st.integers(0, 3), st.booleans(), st.integers(1, 5))
+def test_crop_is_pad_crop_flip(shift, flip, count):
+    """One gather against the plain way, image by image."""
+    x = torch.randint(256, (6, 3, 8, 10), dtype=torch.uint8)
+    augment = Augment(shift, flip)
+    index = torch.randint(6, (count,))
+    moves = augment.draw(count, generator(0))
+    assert moves[:, :2].min() >= 0 and moves[:, :2].max() <= 2 * shift and (flip or not moves[:, 2].any())
+    got = augment.crop(augment.pad(x), index, moves)
+    for image, i, (row, col, flipped) in zip(got, index, moves.tolist(), strict=True):
+        plain = F.pad(x[i], (shift,) * 4)[:, row : row + 8, col : col + 10]
+        assert image.equal(plain.flip(-1) if flipped else plain)
+    assert got.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_streams_are_apart_and_stable():
+    assert stream(2, "init") != stream(2, "poison") != stream(3, "poison")
+    by_hand = int.from_bytes(hashlib.sha256(b"2/init").digest()[:8], "little") // 2
+    assert stream(2, "init") == by_hand, "a change here changes every result: count PROTOCOL up"
+
+
+@given(st.integers(1, 1000), st.integers(1, 5000))
+def test_poison_count_has_no_binary_dust(permille, base):
+    assert poison_count(permille / 1000, base) == permille * base // 1000
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """Two classes, images of odd sizes and modes."""
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 6), ("test", 3)):
+        for label, name in enumerate(("cat", "dog")):
+            folder = tmp_path / part / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                size = (8, 8) if i else (12, 9)
+                mode = "L" if i == 1 else "RGB"
+                pixels = rng.integers(0, 256, (*size[::-1], 3) if mode == "RGB" else size[::-1], dtype=np.uint8)
+                Image.fromarray(pixels, mode).save(folder / f"{i}-{label}.png")
+    return tmp_path
+
+
+def folder_of(tree, *overrides):
+    config = composed(
+        "dataset=imagefolder", f"dataset.root={tree}", f"runs={tree}/out", "dataset.heldout=2", *overrides
+    )
+    return build(config.dataset)
+
+
+def test_imagefolder(tree):
+    data = folder_of(tree, "dataset.size=8")
+    assert (len(data.train), len(data.heldout), len(data.test)) == (10, 2, 6)
+    assert data.shape == (3, 8, 8) and data.num_classes == 2 and data.test.y.tolist() == [0, 0, 0, 1, 1, 1]
+    exact = np.asarray(Image.open(tree / "test/dog/2-1.png"))
+    assert data.test.x[5].permute(1, 2, 0).numpy().tolist() == exact.tolist()
+    again = folder_of(tree, "dataset.size=8")
+    assert again.digest == data.digest and len(list((tree / "out/cache").iterdir())) == 1
+    Image.new("RGB", (8, 8)).save(tree / "train/cat/new.png")
+    assert folder_of(tree, "dataset.size=8").digest != data.digest, "a changed tree must be decoded anew"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda t: (t / "train/cat/2-0.png").write_bytes(b"no image"), "cannot be read as an image"),
+        (lambda t: (t / "test/emu").mkdir() or Image.new("RGB", (8, 8)).save(t / "test/emu/x.png"), "lacks: emu"),
+        (lambda t: (t / "test").rename(t / "validation"), "there is no folder"),
+    ],
+)
+def test_a_bad_tree_is_one_sentence(tree, spoil, words):
+    spoil(tree)
+    with pytest.raises(Exception) as caught:
+        folder_of(tree, "dataset.size=8")
+    chain = [caught.value, caught.value.__cause__]
+    assert any(isinstance(e, UserError) and words in str(e) for e in chain)
+    assert not list(tree.glob("out/cache/*"))
+
+
+def test_digits_are_the_published_ones():
+    data = build(composed().dataset)
+    assert (len(data.train), len(data.heldout), len(data.test)) == (1097, 200, 500)
+    assert data.shape == (3, 16, 16) and data.train.x.dtype == torch.uint8
+    images, labels = load_digits(return_X_y=True)
+    parts = (data.train, data.heldout, data.test)
+    assert torch.cat([p.y for p in parts]).bincount().tolist() == np.bincount(labels).tolist()
+    mean = torch.cat([p.x for p in parts]).float().mean()
+    assert mean == pytest.approx(images.mean() * 255 / 16, rel=0.02), "resizing keeps the ink"
