@@ -12,7 +12,9 @@ SENTENCES = {
 }
 
 
-def choose(curve: Sequence[Mapping[str, Any]], rule: str, *, select_before: float, acc_before: float, max_drop: float) -> int:
+def choose(
+    curve: Sequence[Mapping[str, Any]], rule: str, *, select_before: float, acc_before: float, max_drop: float
+) -> int:
     """The index of the chosen row. A defence that offers one model only has that one chosen.
 
     `curve`: rows with pruned, fixed, select_acc, acc, asr. `select_before`, `acc_before`: accuracy before the defence on

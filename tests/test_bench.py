@@ -165,7 +165,7 @@ def test_a_killed_run_loses_nothing_and_goes_on(tmp_path, blow):
         time.sleep(0.05)
     time.sleep(0.5)
     process.send_signal(blow)
-    out, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=60)
     if blow == signal.SIGINT:
         assert process.returncode == 130 and "Interrupted" in err and "Traceback" not in err
     assert not records(tmp_path) and not cards(tmp_path)

@@ -110,9 +110,9 @@ def test_poisoned_images(rule):
     classes = int(labels.max()) + 1
 
     choices = {}
-    for rate in rates:
+    for rate in (rate for rate in rates if 0 < rate <= 1 and 1 <= rate * size <= len(candidates)):
         attack = BadNets((1, 3, 3), classes, rate, target=target, labels=relabel, victims=victims, base=base)
-        choices[rate] = attack.choose(labels, generator(seed, *more)) if rate * size <= len(candidates) else []
+        choices[rate] = attack.choose(labels, generator(seed, *more))
     fitting = [rate for rate, chosen in choices.items() if len(chosen) == len(stored)]
     assert fitting, f"no stated rate gives {len(stored)} images: {[(r, len(c)) for r, c in choices.items()]}"
     chosen = choices[fitting[0]]
@@ -152,7 +152,7 @@ class Marked(Trigger):
 
     def forward(self, x):
         x = x.clone()
-        x[..., -1] = 255
+        x[..., -1, -1] = 255
         return x
 
 

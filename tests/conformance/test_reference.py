@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 from . import vectors
 
@@ -25,8 +26,6 @@ def test_entry_is_the_file_that_the_manifest_describes(entry):
 
 def test_rebuilt_network_gives_the_stored_logits(baseline_folder):
     """The bench's network with the stored weights: the same logits on clean and triggered images, in eval mode."""
-    import torch
-
     model, data = baseline_folder.network(), baseline_folder.arrays("data.npz")
     stored = torch.tensor(baseline_folder.arrays("baseline.npz")["logits"])
     part = slice(0, 100)

@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from bench.attacks.badnets import patch
+from bench.attacks.base import Trigger
 from bench.attacks.patterns import Overlay
 from bench.attacks.wanet import Warp
 
@@ -35,56 +37,68 @@ def block(rows, cols):
     return mask
 
 
-# Each reading of an entry yields (what is compared, the trigger, the stored images), and may add WaNet's disturbance.
+@dataclass
+class Case:
+    """What is compared, our trigger (or one for each image), the stored images, and what else is to be known."""
+
+    what: str
+    trigger: Trigger | list[Trigger]
+    stored: np.ndarray
+    disturbance: tuple = ()
+    """The second argument of the trigger: WaNet's noise."""
+    ties: float = 0
+    """Share of the values of an exact entry that may be off by one, where our float64 is a whole number to 1e-9."""
+
+
 def badnets_backdoorbench(entry, a):
     """Pixels above 0 of the trigger file replace."""
     trigger = chw(a["trigger"])
-    yield "stored pattern", overlay(trigger, trigger > 0), a["out"]
+    yield Case("stored pattern", overlay(trigger, trigger > 0), a["out"])
     name = NAMED.get(Path(entry.params["trigger_file"]).name)
     if name:
-        yield name, named(name), a["out"]
+        yield Case(name, named(name), a["out"])
 
 
 def badnets_rnp_nad_abl(entry, a):
     square = entry.params["square"]
     width, height, distance = square["trig_w"], square["trig_h"], square["distance"]
     rows, cols = (slice(32 - distance - size, 32 - distance) for size in (width, height))
-    yield "rectangle", overlay(block(rows, cols) * 255, block(rows, cols)), a["square"]
+    yield Case("rectangle", overlay(block(rows, cols) * 255, block(rows, cols)), a["square"])
     if width == height == 3:
-        yield "square", named("square", distance), a["square"]
+        yield Case("square", named("square", distance), a["square"])
     for out in ("grid", "cl_train", "cl_test"):
-        yield out, named("checker1"), a[out]
-    yield "four_corner", named("four_corner"), a["fourcorner"]
+        yield Case(out, named("checker1"), a[out])
+    yield Case("four_corner", named("four_corner"), a["fourcorner"])
     row, col, value = map(int, re.findall(r"\d+", entry.info["meaning"]["onepixel"]))
     pixel = block(slice(row, row + 1), slice(col, col + 1))
-    yield "one pixel", overlay(pixel * value, pixel), a["onepixel"]
+    yield Case("one pixel", overlay(pixel * value, pixel), a["onepixel"])
 
 
 def anp(entry, a):
     alpha = float(entry.params["trigger_alpha"])
     for out in ("out_train", "out_test"):
-        yield f"stored pattern, {out}", overlay(chw(a["pattern"]), chw(a["mask"]), alpha), a[out]
+        yield Case(f"stored pattern, {out}", overlay(chw(a["pattern"]), chw(a["mask"]), alpha), a[out])
         name = NAMED.get(entry.params["trigger_type"])
         if name:
-            yield f"{name}, {out}", overlay(*patch(name, SHAPE, 0, 0), alpha), a[out]
+            yield Case(f"{name}, {out}", overlay(*patch(name, SHAPE, 0, 0), alpha), a[out])
 
 
 def toolbox(entry, a):
     mask = a.get("mask", np.ones(SHAPE[1:]))
-    yield "out", overlay(a["trigger"] * np.float64(255), mask, float(entry.params["alpha"])), a["out"]
+    yield Case("out", overlay(a["trigger"] * np.float64(255), mask, float(entry.params["alpha"])), a["out"])
 
 
 def badnets_backdoorbox(entry, a):
     """The peer's arithmetic is that of its float32 weights."""
     trigger = overlay(a["pattern"], a["weight"])
     trigger.dtype = torch.float32
-    yield "out", trigger, a["out"]
+    yield Case("out", trigger, a["out"])
 
 
 def badnets_mcr(entry, a):
     """The peer counts its distance from one past the corner."""
     image, mask = patch("square", SHAPE, entry.params["distance"] - 1, 0)
-    yield "out", overlay(image / 255 * entry.params["pixel_value"], mask), a["out"]
+    yield Case("out", overlay(image / 255 * entry.params["pixel_value"], mask), a["out"])
 
 
 def clp_ep_triggers(entry, a):
@@ -97,21 +111,24 @@ def clp_ep_triggers(entry, a):
     corner = block(ends[1], ends[1])
     corners = sum(block(rows, cols) for rows in ends for cols in ends)
     alpha = float(re.search(r"([\d.]+) mix", entry.info["meaning"]["out_blended"]).group(1))
-    yield "badnets", overlay(image, corner), a["out_badnets"]
-    yield "blended", overlay(image, corner, alpha), a["out_blended"]
-    yield "cla", overlay(image, corners), a["out_cla"]
+    yield Case("badnets", overlay(image, corner), a["out_badnets"])
+    yield Case("blended", overlay(image, corner, alpha), a["out_blended"])
+    yield Case("cla", overlay(image, corners), a["out_cla"])
 
 
 def blend_backdoorbench(entry, a):
-    """The peer multiplies its float32 pattern with the rate in float32, and only the sum is float64."""
+    """The peer multiplies its float32 pattern with the rate in float32, and only the sum is float64.
+
+    A pattern that gives the same product is fed in; for some rates there is none to the last bit.
+    """
     for alpha in entry.params["alpha"]:
         share = (np.float32(alpha) * a["pattern"]).astype(np.float64)
-        yield f"alpha {alpha}", overlay(chw(share / alpha), torch.ones(1), alpha), a[f"out_{alpha}"]
+        yield Case(f"alpha {alpha}", overlay(chw(share / alpha), torch.ones(1), alpha), a[f"out_{alpha}"], ties=0.002)
 
 
 def blend_rnp_randompixel(entry, a):
     """The peer draws a new image for every sample, so there is a trigger for each."""
-    yield "out", [overlay(mask, torch.ones(1), entry.params["alpha"]) for mask in a["mask"]], a["out"]
+    yield Case("out", [overlay(mask, torch.ones(1), entry.params["alpha"]) for mask in a["mask"]], a["out"])
 
 
 def warp(entry, control):
@@ -125,12 +142,12 @@ def wanet(entry, a):
     trigger, truncating = (warp(entry, torch.tensor(a["ins"])) for _ in range(2))
     truncating.rounding = "truncate"
     torch.testing.assert_close(trigger.grid, torch.tensor(a["grid"]), rtol=0, atol=1e-5)
-    mean, std = np.array(re.findall(r"\.\d+", entry.params["normalisation"]), np.float32).reshape(2, 1, 3, 1, 1)
-    yield "warped", trigger, a["warped01"]
-    yield "warped_norm", trigger, a["warped_norm"] * std + mean
-    yield "noise mode", trigger, a["cross01"], torch.tensor(a["cross_ins"])
-    yield "BackdoorBox rounds", trigger, a["u8_backdoorbox_round"]
-    yield "BackdoorBench truncates", truncating, a["u8_backdoorbench_trunc"]
+    mean, std = np.array(re.findall(r"\d*\.?\d+", entry.params["normalisation"]), np.float32).reshape(2, 1, 3, 1, 1)
+    yield Case("warped", trigger, a["warped01"])
+    yield Case("warped_norm", trigger, a["warped_norm"] * std + mean)
+    yield Case("noise mode", trigger, a["cross01"], (torch.tensor(a["cross_ins"]),))
+    yield Case("BackdoorBox rounds", trigger, a["u8_backdoorbox_round"])
+    yield Case("BackdoorBench truncates", truncating, a["u8_backdoorbench_trunc"])
 
 
 def wanet_rnp(entry, a):
@@ -139,7 +156,7 @@ def wanet_rnp(entry, a):
     for drawn in torch.tensor(a["rand"]) * 2 - 1:
         triggers.append(warp(entry, drawn[None] / drawn.abs().mean()))
         triggers[-1].rounding = "truncate"
-    yield "out", triggers, a["out"]
+    yield Case("out", triggers, a["out"])
 
 
 READINGS = {
@@ -167,32 +184,24 @@ def test_trigger(trigger_entry):
     Entries that allow +-1 may differ by one level only where our own unrounded value lies within 1e-3 of the edge.
     """
     entry = trigger_entry
-    if importlib.util.find_spec(f"bench.attacks.{entry.attack.replace('-', '_')}") is None:
+    if entry.id not in READINGS:
+        module = f"bench.attacks.{entry.attack.replace('-', '')}"
+        assert importlib.util.find_spec(module) is None, f"{module} is there, but how to read {entry.id} is not written"
         pytest.skip(f"not built yet: {entry.attack}")
-    assert entry.id in READINGS, f"the bench has {entry.attack}, but no reading of {entry.id} is written here"
-    compared = 0
-    for what, triggers, stored, *disturbance in READINGS[entry.id](entry, entry.arrays):
-        images = entry.images.split(1) if isinstance(triggers, list) else [entry.images]
-        triggers = triggers if isinstance(triggers, list) else [triggers]
-        floats = torch.cat([t(x.to(t.dtype), *disturbance) for t, x in zip(triggers, images, strict=True)]).detach()
-        if stored.dtype != np.uint8:
-            tolerance = float(re.search(r"1e-\d+", entry.info["tolerance"]).group())
-            torch.testing.assert_close(
-                floats / 255,
-                torch.tensor(stored),
-                rtol=0,
-                atol=tolerance,
-                check_dtype=False,
-                msg=lambda m, w=what: w + m,
-            )
-        else:
-            pixels = torch.cat([t.stamp(x) for t, x in zip(triggers, images, strict=True)])
-            off = (pixels.int() - chw(stored).int()).abs()
-            if "+-1" in entry.info["tolerance"]:
-                edge = floats if triggers[0].rounding == "truncate" else floats + 0.5
-                assert off.max() <= 1, what
-                assert ((edge - edge.round()).abs()[off == 1] < 1e-3).all(), what
-            else:
-                assert int((off > 0).sum()) == 0, f"{what}: {int((off > 0).sum())} values differ, by up to {off.max()}"
-        compared += 1
-    assert compared
+    cases = list(READINGS[entry.id](entry, entry.arrays))
+    assert cases
+    for case in cases:
+        each = isinstance(case.trigger, list)
+        pairs = list(zip(case.trigger, entry.images.split(1), strict=True)) if each else [(case.trigger, entry.images)]
+        floats = torch.cat([t(x.to(t.dtype), *case.disturbance).detach() for t, x in pairs])
+        if case.stored.dtype != np.uint8:
+            atol = float(re.search(r"1e-\d+", entry.info["tolerance"]).group())
+            np.testing.assert_allclose(floats.numpy() / 255, case.stored, rtol=0, atol=atol, err_msg=case.what)
+            continue
+        off = torch.cat([t.stamp(x) for t, x in pairs]).int().sub(chw(case.stored)).abs()
+        tolerant = "+-1" in entry.info["tolerance"]
+        edge = floats + 0.5 if pairs[0][0].rounding == "nearest" else floats
+        tied = (edge - edge.round()).abs() < (1e-3 if tolerant else 1e-9)
+        wrong = int((off > (tied if tolerant or case.ties else 0)).sum())
+        assert wrong == 0, f"{case.what}: {wrong} of {off.numel()} values differ, by up to {off.max()}"
+        assert tolerant or off.sum() <= case.ties * off.numel(), case.what
