@@ -38,7 +38,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
         yield temporary
         for path in temporary.iterdir():
             path.chmod(temporary.stat().st_mode & 0o666)  # some writers make files for their owner only
-            with path.open("rb") as file:
+            with path.open("rb+") as file:
                 os.fsync(file.fileno())
         temporary.rename(folder)
     finally:

@@ -23,14 +23,18 @@ def pytest_generate_tests(metafunc):
             metafunc.parametrize(argument, found or [pytest.param(None, marks=skip)], ids=str)
 
 
-@pytest.fixture(autouse=True)
-def reference(request) -> Path:
-    """The folder of vectors; without it a test skips, but fails where CI=true."""
-    root = reference_folder(request.config)
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem):
+    """Without the folder of vectors a test skips, but fails where CI=true."""
+    root = reference_folder(pyfuncitem.config)
     if not root.is_dir():
         sentence = f"There is no reference folder at {root}: name one with --reference=DIR or BACKPRUNE_REFERENCE."
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(sentence)
-    return root
+
+
+@pytest.fixture
+def reference(request) -> Path:
+    return reference_folder(request.config)
 
 
 @pytest.fixture(autouse=True)
