@@ -20,7 +20,10 @@ Objective = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Plan:
-    """How to optimise: SGD with a schedule. One of `epochs` (each image once an epoch) or `iterations` (with replacement)."""
+    """How to optimise: SGD with a schedule, for `epochs` (each image once an epoch) or `iterations` (with replacement).
+
+    `precision` is fp32 or bf16 (autocast). `channels_last` is the memory format; it changes speed and rounding only.
+    """
 
     epochs: int = 1
     iterations: int | None = None
@@ -34,6 +37,7 @@ class Plan:
     drop_last: bool = False
     augment: bool = True
     precision: str = "fp32"
+    channels_last: bool = True
 
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
@@ -121,7 +125,8 @@ def fit(
     passes = plan.epochs if plan.iterations is None else 1
     scheduler = SCHEDULES[plan.schedule](optimizer, plan, max(steps * passes, 1))
     mixed = torch.autocast(device.type, torch.bfloat16, enabled=plan.precision == "bf16")
-    model.to(memory_format=torch.channels_last).train()
+    layout = torch.channels_last if plan.channels_last else torch.contiguous_format
+    model.to(memory_format=layout).train()
 
     history: list[Epoch] = []
     with progress(label, steps * passes) as advance:
@@ -143,7 +148,7 @@ def fit(
                     x, y = on_batch(to_unit(padded[index].permute(0, 3, 1, 2)), y)
                     x = moved.crop(moved.pad(x), torch.arange(len(x), device=device), moves[batch])
                 with mixed:
-                    loss, logits = objective(model, x, y)
+                    loss, logits = objective(model, x.contiguous(memory_format=layout), y)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()

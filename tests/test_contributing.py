@@ -18,7 +18,13 @@ def test_the_ten_line_defence(tmp_path):
     assert len(blocks) == 2
     for path, content in blocks:
         (tmp_path / path).write_text(content)
-    command = [sys.executable, tmp_path / "bench/run.py", "defense=magnitude", "train.epochs=1", f"runs={tmp_path}/runs"]
+    command = [
+        sys.executable,
+        tmp_path / "bench/run.py",
+        "defense=magnitude",
+        "train.epochs=1",
+        f"runs={tmp_path}/runs",
+    ]
     env = os.environ | {"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

@@ -15,7 +15,8 @@ from bench.errors import UserError
 class Overlay(Trigger):
     """x' = (1 - mask) x + mask ((1 - alpha) x + alpha pattern), in pixel values; alpha = 1 is an opaque patch.
 
-    `pattern`: [C, H, W], 0..255. `mask`: [1 or C, H, W], 0..1.
+    `pattern`: [C, H, W], 0..255; a float32 one is multiplied in float32, as BackdoorBench does, any other in float64.
+    `mask`: [1 or C, H, W], 0..1.
     """
 
     pattern: Tensor
@@ -26,12 +27,12 @@ class Overlay(Trigger):
         if not 0 < alpha <= 1:
             raise UserError(f"attack.alpha={alpha} must be above 0 and at most 1.")
         self.alpha = alpha
-        self.register_buffer("pattern", pattern.double())
+        self.register_buffer("pattern", pattern if pattern.dtype == torch.float32 else pattern.double())
         self.register_buffer("mask", mask.double())
 
     def forward(self, x: Tensor) -> Tensor:
-        mask, pattern = self.mask.to(x.dtype), self.pattern.to(x.dtype)
-        return (1 - mask) * x + mask * ((1 - self.alpha) * x + self.alpha * pattern)
+        mask, share = self.mask.to(x.dtype), (self.alpha * self.pattern).to(x.dtype)
+        return (1 - mask) * x + mask * ((1 - self.alpha) * x + share)
 
 
 def enlarged(size: int) -> int:
@@ -46,10 +47,10 @@ def noise(kind: str, shape: tuple[int, int, int], seed: int) -> Tensor:
     """
     rng = generator(seed, f"pattern/{kind}")
     if kind == "gaussian":
-        return (127.5 + 64 * torch.randn(shape, generator=rng)).round().clamp(0, 255)
+        return (127.5 + 64 * torch.randn(shape, generator=rng)).round().clamp(0, 255).to(torch.uint8)
     if kind == "binary":
-        return (255.0 * torch.randint(2, (1, *shape[1:]), generator=rng)).expand(shape)
-    return torch.randint(256, shape, generator=rng).double()
+        return (255 * torch.randint(2, (1, *shape[1:]), generator=rng)).expand(shape)
+    return torch.randint(256, shape, generator=rng)
 
 
 def read_image(path: str, shape: tuple[int, int, int]) -> Tensor:

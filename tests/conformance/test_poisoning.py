@@ -70,8 +70,8 @@ RULES = {
 """Start of a stored choice's name -> the authors' generator, and our `victims`, `base` and `labels`."""
 
 
-def stated_rates(entry, count, base, rounds):
-    """The rates that the manifest states, in words or numbers, of which one must give `count` of `base` images."""
+def stated_rates(entry, base, rounds):
+    """The rates that the manifest states, in words or numbers; some peers round rate times `base`, and we cut it."""
     words, rate = entry.params["notes"], float(entry.params["rate"])
     rates = [
         rate,
@@ -106,7 +106,7 @@ def test_poisoned_images(rule):
     if start == "rnp_cleanLabel":  # this peer states a share of the whole set and keeps the target's images of it
         rates = [len(stored) / size]
     else:
-        rates = stated_rates(entry, len(stored), size, rounds=start.startswith(("bb_", "madry")))
+        rates = stated_rates(entry, size, rounds=start.startswith(("bb_", "madry")))
     classes = int(labels.max()) + 1
 
     choices = {}
@@ -132,13 +132,8 @@ def exam_rows(labels, target, relabel):
     """The test images that our exam triggers."""
     x = torch.arange(len(labels), dtype=torch.int32).view(torch.uint8).view(-1, 1, 2, 2)  # each image spells its row
     trigger = Untouched(int(labels.max()) + 1, target, relabel)
-    return (
-        Exam.of(ImageSet(x, torch.tensor(labels)), trigger)
-        .triggered.x.reshape(-1, 4)
-        .view(torch.int32)
-        .flatten()
-        .tolist()
-    )
+    triggered = Exam.of(ImageSet(x, torch.tensor(labels)), trigger).triggered.x
+    return triggered.reshape(-1, 4).view(torch.int32).flatten().tolist()
 
 
 class Untouched(Trigger):

@@ -46,8 +46,6 @@ class Case:
     stored: np.ndarray
     disturbance: tuple = ()
     """The second argument of the trigger: WaNet's noise."""
-    ties: float = 0
-    """Share of the values of an exact entry that may be off by one, where our float64 is a whole number to 1e-9."""
 
 
 def badnets_backdoorbench(entry, a):
@@ -117,13 +115,9 @@ def clp_ep_triggers(entry, a):
 
 
 def blend_backdoorbench(entry, a):
-    """The peer multiplies its float32 pattern with the rate in float32, and only the sum is float64.
-
-    A pattern that gives the same product is fed in; for some rates there is none to the last bit.
-    """
+    """The peer multiplies its float32 pattern with the rate in float32, and only the sum is float64; so do we."""
     for alpha in entry.params["alpha"]:
-        share = (np.float32(alpha) * a["pattern"]).astype(np.float64)
-        yield Case(f"alpha {alpha}", overlay(chw(share / alpha), torch.ones(1), alpha), a[f"out_{alpha}"], ties=0.002)
+        yield Case(f"alpha {alpha}", overlay(chw(a["pattern"]), torch.ones(1), alpha), a[f"out_{alpha}"])
 
 
 def blend_rnp_randompixel(entry, a):
@@ -201,7 +195,6 @@ def test_trigger(trigger_entry):
         off = torch.cat([t.stamp(x) for t, x in pairs]).int().sub(chw(case.stored)).abs()
         tolerant = "+-1" in entry.info["tolerance"]
         edge = floats + 0.5 if pairs[0][0].rounding == "nearest" else floats
-        tied = (edge - edge.round()).abs() < (1e-3 if tolerant else 1e-9)
-        wrong = int((off > (tied if tolerant or case.ties else 0)).sum())
+        tied = (edge - edge.round()).abs() < 1e-3
+        wrong = int((off > (tied if tolerant else 0)).sum())
         assert wrong == 0, f"{case.what}: {wrong} of {off.numel()} values differ, by up to {off.max()}"
-        assert tolerant or off.sum() <= case.ties * off.numel(), case.what

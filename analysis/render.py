@@ -1,0 +1,161 @@
+"""A table as Markdown, LaTeX or CSV text. Names come from folders and files of others, so every text is escaped here."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import re
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+
+class Entry(NamedTuple):
+    """One cell of a table. `style`: best, second, struck (its attack did not take) or nothing."""
+
+    text: str
+    style: str = ""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """`groups`: (heading, columns below it); an empty heading for columns that stand alone. `texts`: how many are no numbers."""
+
+    groups: Sequence[tuple[str, Sequence[str]]]
+    rows: Sequence[Sequence[Entry]]
+    texts: int
+
+
+@dataclass(frozen=True)
+class Table:
+    title: str
+    caption: Sequence[str]
+    grid: Grid
+    seeds_title: str
+    seeds: Grid
+    notes: Sequence[str]
+
+
+def plain(text: str) -> str:
+    """Without line breaks and without control, direction or other unprintable characters."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+# -- Markdown ----------------------------------------------------------------------------------------------------------
+MARKDOWN = re.compile(r"[\\`*\[\]<>|~&$]|(?<![^\W_])_|_(?![^\W_])")  # an underscore inside a word is a plain one
+
+
+def md(text: str) -> str:
+    return MARKDOWN.sub(r"\\\g<0>", plain(text))
+
+
+MD_STYLES = {"": "{}", "best": "**{}**", "second": "_{}_", "struck": "~~{}~~"}
+
+
+def markdown(tables: Sequence[Table], problems: Sequence[str]) -> str:
+    parts = []
+    for table in tables:
+        parts += [f"### {md(table.title)}", " ".join(map(md, table.caption)), md_grid(table.grid)]
+        parts += [f"{md(table.seeds_title)}:", md_grid(table.seeds)]
+        parts += ["\n".join(f"- {md(note)}" for note in table.notes)] if table.notes else []
+    if problems:
+        parts += ["### Problems", "\n".join(f"- {md(problem)}" for problem in problems)]
+    return "\n\n".join(parts) + "\n"
+
+
+def md_grid(grid: Grid) -> str:
+    """Columns are padded, so that the text is readable as it is."""
+    head = [md(f"{heading} {column}".strip()) for heading, columns in grid.groups for column in columns]
+    body = [[MD_STYLES[e.style].format(md(e.text)) if e.text else "" for e in row] for row in grid.rows]
+    widths = [max(3, *(len(row[i]) for row in [head, *body])) for i in range(len(head))]
+    right = [i >= grid.texts for i in range(len(head))]
+    lines = [[c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True)] for row in body]
+    rule = ["-" * (w - 1) + ":" if r else "-" * w for w, r in zip(widths, right, strict=True)]
+    top = [c.ljust(w) for c, w in zip(head, widths, strict=True)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [top, rule, *lines])
+
+
+# -- LaTeX -------------------------------------------------------------------------------------------------------------
+LATEX = {c: rf"\{c}" for c in "{}$&#_%"} | {c: f"{{{c}}}" for c in "[]*"}  # after \\ a bracket or star would be read
+LATEX |= {"\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "<": r"\textless{}"}
+LATEX |= {">": r"\textgreater{}", "|": r"\textbar{}", '"': "''"}
+LATEX |= {"±": r"$\pm$", "†": r"$^{\dagger}$", "–": "--"}
+TEX_STYLES = {"": "{}", "best": r"\textbf{{{}}}", "second": r"\textit{{{}}}", "struck": "({})"}
+SPREAD = re.compile(r" \$\\pm\$ (\d+\.\d)")  # set small and low, so that more attacks fit on a page
+FITTED = r"\setlength{\tabcolsep}{3pt}\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
+"""Shrinks a wide table to the line and leaves others as they are."""
+
+
+def tex(text: str) -> str:
+    """Characters outside ASCII that are not ours become `?`: not every engine and font has them."""
+    return "".join(LATEX.get(c, c if c.isascii() else "?") for c in plain(text))
+
+
+def tex_number(text: str) -> str:
+    return SPREAD.sub(r"$_{\\pm \1}$", tex(text))
+
+
+def latex(tables: Sequence[Table]) -> str:
+    lines = [r"% needs \usepackage{booktabs} and \usepackage{graphicx}"]
+    for table in tables:
+        label = re.sub(r"[^a-z0-9]+", "-", table.title.lower()).strip("-")
+        lines += [r"\begin{table}", r"\centering\small", rf"\caption{{{' '.join(map(tex, table.caption))}}}"]
+        lines += [rf"\label{{tab:{label}}}\par\medskip", *tex_grid(table.grid), r"\par\medskip"]
+        lines += [rf"{tex(table.seeds_title)}:\par\smallskip", *tex_grid(table.seeds)]
+        lines += [rf"\par\smallskip\raggedright\footnotesize {tex(note)}" for note in table.notes]
+        lines += [r"\end{table}", ""]
+    return "\n".join(lines)
+
+
+def tex_grid(grid: Grid) -> list[str]:
+    count = sum(len(columns) for _, columns in grid.groups)
+    top, rules, first = [], [], 1
+    for heading, columns in grid.groups:
+        top.append(rf"\multicolumn{{{len(columns)}}}{{c}}{{{tex(heading)}}}")
+        if heading:
+            rules.append(rf"\cmidrule(lr){{{first}-{first + len(columns) - 1}}}")
+        first += len(columns)
+    above = [" & ".join(top) + r" \\", " ".join(rules)] if rules else []
+    head = " & ".join(tex(column) for _, columns in grid.groups for column in columns) + r" \\"
+    body = [" & ".join(TEX_STYLES[e.style].format(tex_number(e.text)) for e in row) + r" \\" for row in grid.rows]
+    columns = "l" * grid.texts + "r" * (count - grid.texts)
+    lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", *above, head, r"\midrule", *body, r"\bottomrule"]
+    return [FITTED, *lines, r"\end{tabular}}"]
+
+
+# -- CSV ---------------------------------------------------------------------------------------------------------------
+def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(rows[0])
+    writer.writerows([[csv_value(value) for value in row.values()] for row in rows])
+    return out.getvalue()
+
+
+def csv_value(value: Any) -> Any:
+    """Numbers with four decimals; a text that a spreadsheet would run as a formula gets an apostrophe."""
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    if isinstance(value, str):
+        text = plain(value)
+        return f"'{text}" if text.lstrip().startswith(("=", "+", "-", "@")) else text
+    return value
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
+def write(path: Path, data: str | bytes) -> None:
+    """Complete under a temporary name, then renamed: a reader sees the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".tmp-{uuid.uuid4().hex[:16]}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
