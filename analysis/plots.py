@@ -95,7 +95,7 @@ def draw_curves(part: SubFigure, sheet: Sheet, points: pd.DataFrame, rule: str) 
 def counting(ax: Axes, largest: float) -> None:
     """A logarithmic axis for counts that has a place for 0."""
     ax.set_xscale("symlog", linthresh=1, linscale=0.3)
-    ticks = [0, *(n for k in range(7) for n in (10**k, 3 * 10**k) if n <= largest)]
+    ticks = [0, *(10**k for k in range(7) if 10**k <= largest)]
     ax.set_xticks(ticks, [str(tick) for tick in ticks])
     ax.minorticks_off()
     ax.set_xlim(-0.15, largest * 1.15)
@@ -118,7 +118,9 @@ def draw_tradeoff(part: SubFigure, sheet: Sheet, points: pd.DataFrame, rule: str
         ax.set_xlabel("ASR (%)")
         ax.set_xlim(-3, 103)
     axes[0].set_ylabel("ACC (%)")
-    axes[0].set_ylim(top=101.5)
+    drawn = [value for ax in axes for line in ax.get_lines() for value in line.get_ydata()]
+    room = 0.08 * (max(drawn) - min(drawn)) + 0.5  # a marker at the rim stays whole
+    axes[0].set_ylim(min(drawn) - room, min(max(drawn) + room, 101.5))
     hollow = "" if sheet.rows["took"].all() else " Hollow: the attack did not take."
     below = f"One marker per seed, at the operating point by {rule}; good is the upper left.{hollow}"
     frame(part, sheet, below, look, line="")

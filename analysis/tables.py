@@ -169,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         choices=[*SENTENCES, "all"],
         default="clean_drop",
         help="which point of each defence's curve counts: fixed = the paper's own number; clean_drop = the largest pruning "
-        "that keeps the accuracy on the defender's own images (default); oracle = the lowest test ASR, a bound and no "
+        "that keeps the accuracy on the defender's own images (default); oracle = the lowest test ASR, no "
         "result; all = one table each, with the gap between the last two",
     )
     options = parser.parse_args(arguments)

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from analysis.operating_point import SENTENCES, choose
-from bench import __version__, files
+from bench import PROTOCOL, __version__, files
 from bench.cli import sentence
 from bench.curve import COLUMNS
 from bench.errors import UserError
@@ -154,7 +154,7 @@ def write(folder: Path, record: dict[str, Any], curve: Sequence[Mapping[str, Any
     if scores is not None:
         rows = ([layer, i, v] for layer, values in scores.items() for i, v in enumerate(values.tolist()))
         files.write(folder / "scores.csv", table(("layer", "channel", "score"), rows))
-    flat = {"schema": SCHEMA} | record
+    flat = {"schema": SCHEMA, "protocol": PROTOCOL} | record
     files.write(folder / "record.json", json.dumps(flat, indent=1, allow_nan=False) + "\n")
 
 

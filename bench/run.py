@@ -87,7 +87,8 @@ def run(cfg: DictConfig, settings: dict, folder: Path, names: Mapping) -> dict:
     rows = curve.trace(repaired, exam, select, before, select_before, cfg.selection.stop)
 
     # record
-    result = cell | {"backdoor": place.name, "needs": defense.needs} | record.before(before, select_before)
+    result = cell | {"data": data.digest, "backdoor": place.name, "needs": defense.needs}
+    result |= record.before(before, select_before)
     result |= record.points(rows, before, select_before, cfg.selection)
     result |= {"clean_tune": len(defender.clean), "clean_select": len(select)} | backdoor.card["poison"]
     result |= record.cost(repaired.scores, seconds, time.perf_counter() - started) | record.environment(device)
