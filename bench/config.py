@@ -6,8 +6,6 @@ import importlib
 import inspect
 from typing import Any
 
-import torch
-
 from analysis.operating_point import SENTENCES
 from bench import PROTOCOL
 from bench.errors import UserError, nearest
@@ -87,20 +85,6 @@ def _kind(parameter: inspect.Parameter) -> type | None:
         return type(parameter.default) if type(parameter.default) in WORDS else None
     word = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")
     return {kind.__name__: kind for kind in WORDS}.get(word.partition("|")[0].strip())
-
-
-def device(name: str, threads: int | None) -> torch.device:
-    """The device to use; `auto` takes a GPU if there is one. Sets the number of CPU threads."""
-    if threads is not None:
-        torch.set_num_threads(threads)
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        found = torch.device(name)
-        torch.empty(1, device=found)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device={name} cannot be used here: {str(error).splitlines()[0]}") from error
-    return found
 
 
 def run_id(config: dict[str, Any]) -> str:

@@ -1,7 +1,9 @@
 """The bench, on one page: compose -> data -> load or train the backdoor -> repair -> evaluate -> record.
 
-python bench/run.py attack=badnets defense=clp          one cell
-python bench/run.py -m attack=badnets,blend defense=anp,rnp,clp seed=2,3,4
+    python bench/run.py attack=badnets defense=clp                       one cell
+    python bench/run.py -m attack=badnets,blend defense=anp,rnp,clp      a sweep
+
+`python bench/run.py --help` says what can be chosen.
 """
 
 import logging
@@ -13,19 +15,12 @@ from functools import partial
 from pathlib import Path
 
 import hydra
-import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from bench import config, curve, record, store
-from bench.attacks.base import Backdoor
-from bench.cli import explain, one_cell, show
-from bench.data import stream
-from bench.metrics import Exam, Metrics, accuracy, evaluate
-from bench.models import normalised
-from bench.training import fit
+from bench import cell, cli, config
 
 log = logging.getLogger(__name__)
 build = partial(instantiate, _convert_="all")
@@ -33,24 +28,35 @@ build = partial(instantiate, _convert_="all")
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="config")
 def main(cfg: DictConfig) -> None:
+    """One cell: passed over if it is finished, else run; what goes wrong is said in a sentence and kept in its folder."""
     folder = Path(HydraConfig.get().runtime.output_dir)
-    if done := record.read(folder):
-        log.info("done already: %s", one_cell(done))
+    if done := cell.read(folder):
+        log.info("done already: %s", cli.one_cell(done))
         return
     settings = plain(cfg)
     config.check(settings)
-    with record.failures(folder):
+    with cell.failures(folder):
         result = run(cfg, settings, folder, HydraConfig.get().runtime.choices)
-    log.info(one_cell(result))
+    log.info(cli.one_cell(result))
     if HydraConfig.get().mode == RunMode.RUN:
-        show(result, folder)
+        cli.show(result, folder)
 
 
 def run(cfg: DictConfig, settings: dict, folder: Path, names: Mapping) -> dict:
+    """The pipeline. `settings`: cfg as plain data; `names`: what was chosen for each config group. Returns the record."""
+    import torch  # these take seconds to load, and a finished cell needs none of them
+
+    from bench import curve, machine, record, store
+    from bench.attacks.base import Backdoor
+    from bench.data import stream
+    from bench.metrics import Exam, Metrics, accuracy, evaluate
+    from bench.models import normalised
+    from bench.training import fit
+
     # compose: every part that can be wrong is built before anything is trained
-    cell = {key: names[key] for key in ("dataset", "model", "attack", "defense")}
-    cell |= {"seed": cfg.seed, "id": config.run_id(settings)}
-    device = config.device(cfg.device, cfg.threads)
+    identity = {key: names[key] for key in ("dataset", "model", "attack", "defense")}
+    identity |= {"seed": cfg.seed, "id": config.run_id(settings)}
+    device = machine.device(cfg.device, cfg.threads)
     plan, defense, tracker = build(cfg.train), build(cfg.defense), build(cfg.tracker)
 
     # data
@@ -62,17 +68,17 @@ def run(cfg: DictConfig, settings: dict, folder: Path, names: Mapping) -> dict:
     torch.manual_seed(stream(cfg.seed, "init"))
     model = build(cfg.model, num_classes=data.num_classes, channels=data.shape[0])
     blank = Backdoor(normalised(model, data.mean, data.std).to(device), attack.trigger.to(device))
+    material = config.backdoor_material(settings, data.digest)
 
     def train(new: Backdoor) -> dict:
         started = time.perf_counter()
         learn = partial(fit, plan=plan, seed=stream(cfg.seed, "training"), augment=data.augment)
         facts = attack.inject(new.model, data, learn, stream(cfg.seed, "poison"))
         metrics = vars(evaluate(new.model, Exam.of(data.test, new.trigger)))
-        cost = {"seconds": time.perf_counter() - started} | record.environment(device)
-        return {"metrics": metrics, "poison": facts, "made": cost, "from": material}
+        made = {"seconds": time.perf_counter() - started} | machine.environment(device)
+        return {"metrics": metrics, "poison": facts, "made": made, "from": material}
 
-    material = config.backdoor_material(settings, data.digest)
-    place = store.folder_for(cfg.runs, cell, material)
+    place = store.folder_for(cfg.runs, identity, material)
     backdoor = store.load_or_make(place, blank, train)
     exam = Exam.of(data.test, backdoor.trigger)
     before, select_before = Metrics(**backdoor.card["metrics"]), accuracy(backdoor.model, select)
@@ -87,11 +93,10 @@ def run(cfg: DictConfig, settings: dict, folder: Path, names: Mapping) -> dict:
     rows = curve.trace(repaired, exam, select, before, select_before, cfg.selection.stop)
 
     # record
-    result = cell | {"data": data.digest, "backdoor": place.name, "needs": defense.needs}
-    result |= record.before(before, select_before)
-    result |= record.points(rows, before, select_before, cfg.selection)
+    result = identity | {"data": data.digest, "backdoor": place.name, "needs": defense.needs}
+    result |= record.before(before, select_before) | record.points(rows, before, select_before, cfg.selection)
     result |= {"clean_tune": len(defender.clean), "clean_select": len(select)} | backdoor.card["poison"]
-    result |= record.cost(repaired.scores, seconds, time.perf_counter() - started) | record.environment(device)
+    result |= record.cost(repaired.scores, seconds, time.perf_counter() - started) | machine.environment(device)
     record.write(folder, result, rows, repaired.scores)
     tracker.log(folder, settings, result, rows)
     return result
@@ -109,4 +114,4 @@ if __name__ == "__main__":
     try:
         main()
     except (Exception, KeyboardInterrupt) as error:
-        sys.exit(explain(error, sweep=bool({"-m", "--multirun"} & set(sys.argv))))
+        sys.exit(cli.explain(error, sweep=bool({"-m", "--multirun"} & set(sys.argv))))

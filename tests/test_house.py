@@ -1,6 +1,7 @@
 """The rules of the house, read from the source itself."""
 
 import ast
+import subprocess
 import sys
 from pathlib import Path
 
@@ -23,10 +24,12 @@ ALLOWED = {  # module (or package) -> what of the project it may import; imports
     "bench.metrics": {"bench.attacks", "bench.data", "bench.errors", "bench.training"},
     "bench.curve": {"bench.data", "bench.defenses", "bench.metrics"},
     "bench.cli": {"bench.errors"},
+    "bench.cell": {"bench.cli", "bench.errors", "bench.files"},
+    "bench.machine": {"bench", "bench.errors"},
     "bench.tracking": set(),
     "bench.config": {"bench", "bench.errors", "bench.files", "analysis.operating_point"},
     "bench.store": {"bench", "bench.attacks", "bench.errors", "bench.files"},
-    "bench.record": {"bench", "bench.cli", "bench.curve", "bench.errors", "bench.files", "bench.metrics", "bench.pruning",
+    "bench.record": {"bench", "bench.cell", "bench.curve", "bench.files", "bench.metrics", "bench.pruning",
                      "analysis.operating_point"},
     "analysis": {"analysis"},
 }  # fmt: skip
@@ -79,6 +82,12 @@ def test_libraries_stay_where_they_belong(library, only):
 def test_no_module_of_bench_hides_the_standard_library():
     """`python bench/run.py` puts bench/ first on the path."""
     assert not {p.stem for p in ROOT.glob("bench/*")} & set(sys.stdlib_module_names)
+
+
+def test_a_finished_cell_loads_nothing_heavy():
+    """What run.py imports before it knows that there is work to do must start in an instant."""
+    code = "import sys; from bench import cell, cli, config; print({'torch', 'pandas', 'numpy'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
 
 
 def test_weights_are_never_unpickled():

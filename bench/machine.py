@@ -1,0 +1,80 @@
+"""The machine: which device to use, and what of it and of the software may explain a difference between two results."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench import __version__
+from bench.errors import UserError
+
+
+def device(name: str, threads: int | None) -> torch.device:
+    """The device to use; `auto` takes a GPU if there is one. Sets the number of CPU threads."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        found = torch.device(name)
+        torch.empty(1, device=found)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device={name} cannot be used here: {str(error).splitlines()[0]}") from error
+    return found
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """What is part of no identity but may explain a difference."""
+    on_gpu = device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(device) if on_gpu else processor(),
+        "device_type": device.type,
+        "threads": torch.get_num_threads(),
+        "peak_memory_mib": torch.cuda.max_memory_allocated(device) // 2**20 if on_gpu else resident(),
+        "version": __version__,
+        "commit": commit(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def resident() -> int | None:
+    """The most memory that this process has held so far, MiB; None where the system does not tell (Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1024 if platform.system() == "Linux" else 2**20)
+
+
+@cache
+def processor() -> str:
+    """The CPU's name as the system gives it."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+@cache
+def commit() -> str:
+    """The commit of the code, with `+` if files differ from it; outside a git checkout BACKPRUNE_COMMIT, or `unknown`."""
+    here = Path(__file__).parent
+    try:
+        run = [
+            subprocess.run(
+                ["git", "-C", str(here), *words], capture_output=True, text=True, timeout=10, check=True
+            ).stdout
+            for words in (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain", "-uno"])
+        ]
+    except (OSError, subprocess.SubprocessError):
+        return os.environ.get("BACKPRUNE_COMMIT", "unknown")
+    return run[0].strip() + ("+" if run[1].strip() else "")
