@@ -1,0 +1,161 @@
+"""Files are whole or absent; the store keeps what it is given and says what it cannot use."""
+
+import errno
+import json
+import os
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors import SafetensorError
+from torch import nn
+
+from bench import cell, cli, config, files, store
+from bench.attacks.base import Backdoor, Trigger
+from bench.errors import UserError
+
+plain = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(st.dictionaries(st.text(max_size=4), plain, max_size=5), st.randoms())
+def test_digest_ignores_order_only(settings, rng):
+    items = list(settings.items())
+    rng.shuffle(items)
+    assert files.digest(dict(items)) == files.digest(settings)
+    assert files.digest(settings | {"": 1.5}) != files.digest(settings | {"": 1.25})
+    assert files.digest([5.0, True]) == files.digest([5, True]) != files.digest([5, 1])
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    """Syncing fails as on a full disk."""
+
+    def fsync(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+
+
+def test_a_full_disk_leaves_the_old_file_and_no_new_one(tmp_path, full_disk):
+    (tmp_path / "a.json").write_text("old")
+    with pytest.raises(OSError) as caught:
+        files.write(tmp_path / "a.json", "new")
+    assert "the disk is full" in cli.sentence(caught.value)
+    with pytest.raises(OSError), files.new_folder(tmp_path / "b") as new:
+        (new / "x").write_text("half")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"] and (tmp_path / "a.json").read_text() == "old"
+    assert "the disk is full" in cli.sentence(SafetensorError("I/O error: No space left on device (os error 28)"))
+
+
+def test_a_failed_cell_keeps_its_traceback_until_it_succeeds(tmp_path, caplog):
+    with pytest.raises(ZeroDivisionError), cell.failures(tmp_path):
+        _ = 1 / 0
+    assert "unexpected ZeroDivisionError" in caplog.text and "Traceback" in (tmp_path / "error.txt").read_text()
+    with pytest.raises(KeyboardInterrupt), cell.failures(tmp_path):
+        raise KeyboardInterrupt
+    assert (tmp_path / "error.txt").is_file(), "an interruption is no verdict on the cell"
+    with cell.failures(tmp_path):
+        pass
+    assert not (tmp_path / "error.txt").exists()
+
+
+@pytest.mark.parametrize("text", ['{"schema": 1', "[]", '{"schema": 0}', "{}", "null"])
+def test_a_damaged_record_is_set_aside(tmp_path, text):
+    (tmp_path / "record.json").write_text(text)
+    with pytest.raises(UserError, match="is damaged"):
+        cell.read(tmp_path)
+    assert cell.read(tmp_path) is None and len(list(tmp_path.glob("record.json.damaged-*"))) == 1
+
+
+def new_backdoor():
+    return Backdoor(nn.Sequential(nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2)), Trigger(10))
+
+
+def stored(folder):
+    return store.load_or_make(folder, new_backdoor(), lambda new: {"metrics": {"right": 3}})
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "trigger.safetensors", "card.json"])
+@pytest.mark.parametrize("harm", ["flip", "truncate", "remove"])
+def test_no_damage_to_a_stored_model_goes_unnoticed(tmp_path, name, harm):
+    """Any byte: neither torch nor safetensors would notice a flipped bit in the weights."""
+    stored(tmp_path / "it")
+    path = tmp_path / "it" / name
+    whole = path.read_bytes()
+    places = range(0, len(whole), max(1, len(whole) // 10)) if harm == "flip" else [len(whole) // 2]
+    for place in places:
+        copy = tmp_path / f"copy-{place}"
+        copy.mkdir()
+        for file in (tmp_path / "it").iterdir():
+            (copy / file.name).write_bytes(file.read_bytes())
+        spoiled = whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :] if harm == "flip" else whole[:place]
+        (copy / name).write_bytes(spoiled)
+        if harm == "remove":
+            (copy / name).unlink()
+        if harm == "remove" and name == "card.json":  # no card, no model: it is made again
+            continue
+        with pytest.raises(UserError, match="is damaged"):
+            store._load(copy, new_backdoor())
+        assert not copy.exists() and list(tmp_path.glob(f"copy-{place}.damaged-*"))
+
+
+def test_the_store_keeps_what_it_is_given(tmp_path):
+    one = stored(tmp_path / "it")
+    two = store.load_or_make(tmp_path / "it", new_backdoor(), None)
+    assert two.card["metrics"] == {"right": 3}
+    for a, b in zip(one.model.state_dict().values(), two.model.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    json.loads((tmp_path / "it/card.json").read_text())
+
+
+BASE = {
+    "dataset": {"size": 8, "root": "here", "cache": "x"},
+    "model": {"width": 1},
+    "attack": {"rate": 0.1},
+    "train": {"epochs": 1},
+    "defense": {"at": 1},
+    "clean": {"tune": 1},
+    "selection": {"rule": "fixed"},
+    "seed": 1,
+    "device": "cpu",
+    "threads": 1,
+    "runs": "runs",
+    "tracker": {},
+}
+
+
+@pytest.mark.parametrize(
+    ("path", "cell_changes", "backdoor_changes"),
+    [
+        ("dataset.size", True, True),
+        ("dataset.root", True, False),
+        ("model.width", True, True),
+        ("attack.rate", True, True),
+        ("train.epochs", True, True),
+        ("defense.at", True, False),
+        ("clean.tune", True, False),
+        ("selection.rule", True, False),
+        ("seed", True, True),
+        ("device", False, False),
+        ("threads", False, False),
+        ("runs", False, False),
+        ("tracker", False, False),
+    ],
+)
+def test_keys_cover_what_shapes_a_result_and_nothing_else(path, cell_changes, backdoor_changes):
+    """`dataset.root` tells cells apart because their folder is named before the data is read; the data's digest tells models."""
+
+    def keys(settings):
+        names = dict.fromkeys(("dataset", "model", "attack"), "x") | {"seed": settings["seed"]}
+        return config.run_id(settings), store.folder_for("r", names, config.backdoor_material(settings, "digest"))
+
+    changed = json.loads(json.dumps(BASE))
+    node, _, last = path.rpartition(".")
+    (changed[node] if node else changed)[last] = 77
+    (run, model), (run_after, model_after) = keys(BASE), keys(changed)
+    assert (run != run_after, model != model_after) == (cell_changes, backdoor_changes)
