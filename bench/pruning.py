@@ -78,12 +78,17 @@ class ZScore(Rule):
 
 
 def by_rank(rule: Rule, scores: Scores, count: int) -> tuple[float, Mask]:
-    """The mask of the `count` highest levels over all layers, channels tied with the last one included; and its number."""
+    """The mask of the `count` highest levels over all layers, channels tied with the last one included; and its number.
+
+    Levels of minus infinity (layers that a rule cannot judge) are never pruned.
+    """
     levels = rule.levels(scores)
-    flat = torch.cat([level.flatten() for level in levels.values()]).sort(descending=True, stable=True).values
+    flat = torch.cat([level.flatten() for level in levels.values()])
+    flat = flat[flat.isfinite()].sort(descending=True).values
+    if len(flat) == 0:
+        return rule.at, {layer: torch.zeros_like(level, dtype=torch.bool) for layer, level in levels.items()}
     last = flat[min(count, len(flat)) - 1]
-    mask = {layer: level >= last for layer, level in levels.items()}
-    return rule.number(float(last)), mask
+    return rule.number(float(last)), {layer: level >= last for layer, level in levels.items()}
 
 
 # -- apply the cut -----------------------------------------------------------------------------------------------------

@@ -75,13 +75,16 @@ def _load(folder: Path, blank: Backdoor) -> Backdoor:
         for name, expected in card["sha256"].items():
             if sha256(folder / name) != expected:
                 raise ValueError(f"the sha256 of {name} is not the one on its card")
-        blank.model.load_state_dict(load_file(folder / "model.safetensors"))
-        blank.trigger.load_state_dict(load_file(folder / "trigger.safetensors"))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        model, trigger = (load_file(folder / f"{part}.safetensors") for part in ("model", "trigger"))
+    except PermissionError:  # says nothing about the content
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         aside = set_aside(folder)
         raise UserError(
             f"the stored backdoor {folder} is damaged ({error}); it was moved to {aside.name}. "
             f"Run the same command again to train it anew."
         ) from error
+    blank.model.load_state_dict(model)
+    blank.trigger.load_state_dict(trigger)
     blank.model.to(memory_format=torch.channels_last).eval()
     return Backdoor(blank.model, blank.trigger, card)
