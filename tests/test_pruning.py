@@ -49,7 +49,11 @@ def test_z_scores_by_hand():
     level = (6 - 2) / scores["l"].std()
     assert ZScore(0).mask(scores, float(level) - 1e-6)["l"].tolist() == [False] * 4 + [True]
     assert count(ZScore(0).mask(scores, float(level) + 1e-6)) == 0
-    assert count(ZScore(0).mask({k: scores[k] for k in ("flat", "one")}, -5.0)) == 0
+    unjudged = {k: scores[k] for k in ("flat", "one")}
+    assert count(ZScore(0).mask(unjudged, -5.0)) == 0
+    at, mask = by_rank(ZScore(3.0), unjudged, 2)
+    assert at == 3.0 and count(mask) == 0, "a layer without spread has no outliers to rank"
+    assert count(by_rank(ZScore(3.0), scores, 99)[1]) == 5
 
 
 @settings(max_examples=20)

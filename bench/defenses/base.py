@@ -63,9 +63,9 @@ class PruningDefense(Defense):
     def repair(self, model: nn.Module, data: Defender) -> Repaired:
         scores = {layer: score.detach().cpu() for layer, score in self.score(model, data).items()}
         for layer, score in scores.items():
-            if score.isnan().any():
+            if not score.isfinite().all():
                 raise UserError(
-                    f"{type(self).__name__}: the scores of layer {layer} are not numbers; is the model sound?"
+                    f"{type(self).__name__}: the scores of layer {layer} are not finite; is the model sound?"
                 )
         return Repaired(self._candidates(model, scores), scores)
 
