@@ -27,12 +27,25 @@ class Overlay(Trigger):
         if not 0 < alpha <= 1:
             raise UserError(f"attack.alpha={alpha} must be above 0 and at most 1.")
         self.alpha = alpha
-        self.register_buffer("pattern", pattern if pattern.dtype == torch.float32 else pattern.double())
-        self.register_buffer("mask", mask.double())
+        self.register_buffer("pattern", (pattern if pattern.dtype == torch.float32 else pattern.double()).contiguous())
+        self.register_buffer("mask", mask.double().contiguous())
 
     def forward(self, x: Tensor) -> Tensor:
         mask, share = self.mask.to(x.dtype), (self.alpha * self.pattern).to(x.dtype)
         return (1 - mask) * x + mask * ((1 - self.alpha) * x + share)
+
+
+class Additive(Trigger):
+    """x' = x + pattern, in pixel values; `pattern`: [C or 1, H, W], may be negative."""
+
+    pattern: Tensor
+
+    def __init__(self, pattern: Tensor, num_classes: int, target: int, labels: str) -> None:
+        super().__init__(num_classes, target, labels)
+        self.register_buffer("pattern", pattern.contiguous())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.pattern.to(x.dtype)
 
 
 def enlarged(size: int) -> int:

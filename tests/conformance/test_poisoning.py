@@ -123,7 +123,7 @@ def test_poisoned_images(rule):
     if after is not None:
         attack = BadNets((1, 3, 3), classes, fitting[0], target=target, labels=relabel, victims=victims, base=base)
         train = ImageSet(torch.zeros(len(labels), 1, 3, 3, dtype=torch.uint8), torch.tensor(labels))
-        poisoned, index = attack.poison(train, generator(seed, *more))
+        poisoned, index, _ = attack.poison(train, generator(seed, *more))
         np.testing.assert_array_equal(np.sort(index.numpy()), np.sort(stored))
         np.testing.assert_array_equal(poisoned.y.numpy(), after)
 

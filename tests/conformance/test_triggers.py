@@ -1,4 +1,4 @@
-"""BadNets, Blend and WaNet images against those of the peers' own code."""
+"""Triggered images against those of the peers' own code."""
 
 import importlib.util
 import re
@@ -12,6 +12,7 @@ import torch
 from bench.attacks.badnets import patch
 from bench.attacks.base import Trigger
 from bench.attacks.patterns import Overlay
+from bench.attacks.sig import SIG
 from bench.attacks.wanet import Warp
 
 from .vectors import CLASSES, SHAPE, chw
@@ -153,6 +154,22 @@ def wanet_rnp(entry, a):
     yield Case("out", triggers, a["out"])
 
 
+def sig(entry, a):
+    """`bb_out_D_f` is in pixel values, the toolbox's pattern in 0..1."""
+    for out in (name for name in a if name.startswith("bb_out_")):
+        delta, f = map(float, out.removeprefix("bb_out_").split("_"))
+        yield Case(out, SIG(SHAPE, CLASSES, 0.1, delta, f).trigger, a[out])
+    p = entry.params["toolbox"]
+    trigger = SIG(SHAPE, CLASSES, 0.1, p["delta"] * 255, p["f"]).trigger
+    np.testing.assert_allclose(trigger.pattern.expand(SHAPE)[0] / 255, a["toolbox_pattern"], rtol=0, atol=1e-6)
+    yield Case("toolbox", trigger, a["toolbox_out"])
+    alpha = entry.params["rnp"]["alpha"]
+    yield Case("stored mask", overlay(torch.tensor(a["rnp_mask"]).double(), torch.ones(1), alpha), a["rnp_out"])
+    drawn = SIG(SHAPE, CLASSES, 0.1, 20, 0, form="rnp", alpha=alpha).trigger
+    if np.array_equal(drawn.pattern[0], a["rnp_mask"]):
+        yield Case("our mask", drawn, a["rnp_out"])
+
+
 READINGS = {
     "badnets_backdoorbench": badnets_backdoorbench,
     "badnets_rnp_nad_abl": badnets_rnp_nad_abl,
@@ -168,6 +185,7 @@ READINGS = {
     "blend_rnp_randompixel": blend_rnp_randompixel,
     "wanet": wanet,
     "wanet_rnp": wanet_rnp,
+    "sig": sig,
 }
 """Manifest entry -> how its parameters and arrays make our trigger."""
 
@@ -190,7 +208,7 @@ def test_trigger(trigger_entry):
         floats = torch.cat([t(x.to(t.dtype), *case.disturbance).detach() for t, x in pairs])
         if case.stored.dtype != np.uint8:
             atol = float(re.search(r"1e-\d+", entry.info["tolerance"]).group())
-            np.testing.assert_allclose(floats.numpy() / 255, case.stored, rtol=0, atol=atol, err_msg=case.what)
+            np.testing.assert_allclose(floats.clamp(0, 255).numpy() / 255, case.stored, rtol=0, atol=atol, err_msg=case.what)
             continue
         off = torch.cat([t.stamp(x) for t, x in pairs]).int().sub(chw(case.stored)).abs()
         tolerant = "+-1" in entry.info["tolerance"]
