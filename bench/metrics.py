@@ -26,7 +26,7 @@ class Exam:
         wanted = trigger.relabel(test.y)
         index = trigger.counts(test.y).nonzero().flatten()
         if len(index) == 0:
-            raise UserError("the test set has no image that counts for this attack (of a class other than the target), so ASR cannot be measured.")
+            raise UserError("the test set has no image that counts for this attack, so ASR cannot be measured.")
         return cls(test, ImageSet(trigger.stamp(test.x[index]), test.y[index]), wanted[index])
 
 

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from bench.attacks.ablend import PieceBlend
 from bench.attacks.badnets import patch
 from bench.attacks.base import Trigger
 from bench.attacks.patterns import Overlay
 from bench.attacks.sig import SIG
+from bench.attacks.tact import TaCT
 from bench.attacks.wanet import Warp
 
 from .vectors import CLASSES, SHAPE, chw
@@ -45,8 +47,8 @@ class Case:
     what: str
     trigger: Trigger | list[Trigger]
     stored: np.ndarray
-    disturbance: tuple = ()
-    """The second argument of the trigger: WaNet's noise."""
+    drawn: tuple = ()
+    """What else the trigger is given: what the peer drew for each image."""
 
 
 def badnets_backdoorbench(entry, a):
@@ -170,6 +172,25 @@ def sig(entry, a):
         yield Case("our mask", drawn, a["rnp_out"])
 
 
+def ablend(entry, a):
+    p = entry.params
+    parts = (torch.tensor(a["trigger"]).double() * 255, p["alpha"], p["test_alpha"], p["pieces"], p["mask_rate"])
+    trigger = PieceBlend(*parts, num_classes=CLASSES, target=0)
+    removed = torch.tensor(a["removed_pieces"])
+    assert trigger.draw(len(removed), 0)[0].shape == removed.shape
+    np.testing.assert_array_equal(trigger.kept(removed, *SHAPE[1:])[:, 0], a["masks"])
+    yield Case("train", trigger, a["out_train"], (removed,))
+    yield Case("test", trigger, a["out_test"])
+
+
+def tact(entry, a):
+    yield Case("out", overlay(torch.tensor(a["trigger"]).double() * 255, a["mask"]), a["out"])
+    p = entry.params
+    attack = TaCT(SHAPE, 10, 0.1, 0.1, p["source_class"], p["cover_classes"], target=p["target_class"])
+    counted = attack.trigger.counts(torch.arange(10)).nonzero().flatten().tolist()
+    assert counted == [p["source_class"]]
+
+
 READINGS = {
     "badnets_backdoorbench": badnets_backdoorbench,
     "badnets_rnp_nad_abl": badnets_rnp_nad_abl,
@@ -186,6 +207,8 @@ READINGS = {
     "wanet": wanet,
     "wanet_rnp": wanet_rnp,
     "sig": sig,
+    "ablend": ablend,
+    "tact_trigger": tact,
 }
 """Manifest entry -> how its parameters and arrays make our trigger."""
 
@@ -205,12 +228,14 @@ def test_trigger(trigger_entry):
     for case in cases:
         each = isinstance(case.trigger, list)
         pairs = list(zip(case.trigger, entry.images.split(1), strict=True)) if each else [(case.trigger, entry.images)]
-        floats = torch.cat([t(x.to(t.dtype), *case.disturbance).detach() for t, x in pairs])
+        floats = torch.cat([t(x.to(t.dtype), *case.drawn).detach() for t, x in pairs])
         if case.stored.dtype != np.uint8:
             atol = float(re.search(r"1e-\d+", entry.info["tolerance"]).group())
-            np.testing.assert_allclose(floats.clamp(0, 255).numpy() / 255, case.stored, rtol=0, atol=atol, err_msg=case.what)
+            np.testing.assert_allclose(
+                floats.clamp(0, 255).numpy() / 255, case.stored, rtol=0, atol=atol, err_msg=case.what
+            )
             continue
-        off = torch.cat([t.stamp(x) for t, x in pairs]).int().sub(chw(case.stored)).abs()
+        off = torch.cat([t.stamp(x, *case.drawn) for t, x in pairs]).int().sub(chw(case.stored)).abs()
         tolerant = "+-1" in entry.info["tolerance"]
         edge = floats + 0.5 if pairs[0][0].rounding == "nearest" else floats
         tied = (edge - edge.round()).abs() < 1e-3
