@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from bench.attacks.ablend import AdapBlend
+from bench.attacks.adappatch import AdapPatch
 from bench.attacks.badnets import BadNets
 from bench.attacks.base import Trigger
 from bench.attacks.tact import TaCT
@@ -77,6 +78,7 @@ RULES = {
 
 COVERED = {
     "bt_ablend": partial(AdapBlend, alpha=0.1, test_alpha=0.1),
+    "bt_apatch": partial(AdapPatch, opacities=[0.1] * 4),
     "bt_tact": partial(TaCT, source_class=1, cover_classes=[5, 7]),
 }
 """Start of a stored choice's name -> our attack with covers; what it does to images plays no part."""

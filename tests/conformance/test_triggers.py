@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from bench.attacks.ablend import PieceBlend
+from bench.attacks.adappatch import Patches
 from bench.attacks.badnets import patch
 from bench.attacks.base import Trigger
+from bench.attacks.ftrojan import Frequencies
 from bench.attacks.patterns import Overlay
 from bench.attacks.sig import SIG
 from bench.attacks.tact import TaCT
@@ -191,6 +193,30 @@ def tact(entry, a):
     assert counted == [p["source_class"]]
 
 
+def ftrojan(entry, a):
+    """The peer works with bytes on the way, so its floats are whole numbers."""
+    p = entry.params
+    parts = (p["channel_list"], p["window_size"], p["magnitude"], p["pos_list"])
+    trigger = Frequencies(SHAPE, *parts, CLASSES, 0, "all2one")
+    np.testing.assert_array_equal(a["out"].clip(0, 255).astype(np.uint8), a["u8"])
+    yield Case("u8", trigger, a["u8"])
+
+
+def adappatch(entry, a):
+    """The peer puts each of its triggers on the first images."""
+    opacities, test_opacities = ([share for _, share in entry.params[when]] for when in ("train", "test"))
+    layers = []
+    for prefix, shares in (("", opacities), ("test_", test_opacities)):
+        patterns, masks = (torch.tensor(a[f"{prefix}{name}"]).double() for name in ("triggers", "masks"))
+        layers.append((patterns * 255, masks[:, None] * torch.tensor(shares, dtype=torch.float64).view(-1, 1, 1, 1)))
+    trigger = Patches(*layers, CLASSES, 0)
+    few = a["out_train"].shape[0]
+    for number in range(len(opacities)):
+        which = torch.full((few,), number)
+        yield Case(f"train {number}", trigger, a["out_train"][:, number], (which,))
+    yield Case("test", trigger, a["out_test"])
+
+
 READINGS = {
     "badnets_backdoorbench": badnets_backdoorbench,
     "badnets_rnp_nad_abl": badnets_rnp_nad_abl,
@@ -208,6 +234,8 @@ READINGS = {
     "wanet_rnp": wanet_rnp,
     "sig": sig,
     "ablend": ablend,
+    "adap_patch": adappatch,
+    "ftrojan_pairs": ftrojan,
     "tact_trigger": tact,
 }
 """Manifest entry -> how its parameters and arrays make our trigger."""
@@ -227,7 +255,8 @@ def test_trigger(trigger_entry):
     assert cases
     for case in cases:
         each = isinstance(case.trigger, list)
-        pairs = list(zip(case.trigger, entry.images.split(1), strict=True)) if each else [(case.trigger, entry.images)]
+        images = entry.images[: len(case.stored)]
+        pairs = list(zip(case.trigger, images.split(1), strict=True)) if each else [(case.trigger, images)]
         floats = torch.cat([t(x.to(t.dtype), *case.drawn).detach() for t, x in pairs])
         if case.stored.dtype != np.uint8:
             atol = float(re.search(r"1e-\d+", entry.info["tolerance"]).group())
