@@ -61,9 +61,8 @@ def to_ycrcb(x):
 
 def to_rgb(y, cr, cb):
     cr, cb = cr - 128, cb - 128
-    return torch.stack(
-        [y + scaled(22987 * cr), y + scaled(-11698 * cr - 5636 * cb), y + scaled(29049 * cb)], 1
-    ).clamp(0, 255)  # fmt: skip
+    planes = [y + scaled(22987 * cr), y + scaled(-11698 * cr - 5636 * cb), y + scaled(29049 * cb)]
+    return torch.stack(planes, 1).clamp(0, 255)
 
 
 class FTrojan(PoisonAttack):

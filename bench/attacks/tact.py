@@ -37,9 +37,8 @@ class TaCT(PoisonAttack):
                 )
         if len({target, source_class} | set(self.cover_classes)) < 2 + len(self.cover_classes):
             raise UserError(f"{self.limit} and attack.target={target} must all be different classes.")
-        self.trigger = SourceOverlay(
-            *patch(pattern, shape, distance, pattern_seed), alpha, num_classes, target, "all2one"
-        )
+        image, mask = patch(pattern, shape, distance, pattern_seed)
+        self.trigger = SourceOverlay(image, mask, alpha, num_classes, target, "all2one")
         self.trigger.source = source_class
 
     def pools(self, labels):

@@ -15,6 +15,7 @@ from bench.attacks.badnets import patch
 from bench.attacks.base import Trigger
 from bench.attacks.ftrojan import Frequencies
 from bench.attacks.patterns import Overlay
+from bench.attacks.refool import Reflection
 from bench.attacks.sig import SIG
 from bench.attacks.tact import TaCT
 from bench.attacks.wanet import Warp
@@ -217,6 +218,18 @@ def adappatch(entry, a):
     yield Case("test", trigger, a["out_test"])
 
 
+def refool(entry, a):
+    """The peer has one reflection for all images and draws the attenuation for each."""
+    p, count = entry.params, len(a["out_ghost"])
+    trigger = Reflection(chw(a["reflection"])[None], p["alpha_t"], 0.5, 0, CLASSES, 0, "all2one")
+    fixed = [torch.full((count,), float(v)) for v in (*p["offset"], p["ghost_alpha"], p["sigma"])]
+    which = torch.zeros(count, dtype=torch.int64)
+    for ghostly, out in ((True, "out_ghost"), (False, "out_focal")):
+        drawn = (which, torch.full((count,), ghostly), *(f.double() for f in fixed), torch.tensor(a["att"]))
+        assert [d.shape for d in drawn] == [d.shape for d in trigger.draw(count, 0)]
+        yield Case(out, trigger, a[out], drawn)
+
+
 READINGS = {
     "badnets_backdoorbench": badnets_backdoorbench,
     "badnets_rnp_nad_abl": badnets_rnp_nad_abl,
@@ -234,6 +247,7 @@ READINGS = {
     "wanet_rnp": wanet_rnp,
     "sig": sig,
     "ablend": ablend,
+    "refool_backdoorbench": refool,
     "adap_patch": adappatch,
     "ftrojan_pairs": ftrojan,
     "tact_trigger": tact,
