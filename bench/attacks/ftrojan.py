@@ -69,10 +69,9 @@ class FTrojan(PoisonAttack):
     def __init__(self, shape, num_classes, poison_rate: float, magnitude: float, window=32, positions=((15, 15), (31, 31)),
                  channels=(1, 2), target=0, labels="all2one", victims="all", base="train"):  # fmt: skip
         super().__init__(shape, num_classes, poison_rate, victims, base)
-        if window < 1 or any(len(at) != 2 or not 0 <= min(at) <= max(at) < window for at in positions) or not positions:
-            raise UserError(
-                f"attack.positions={positions} must be pairs of 0 to {window - 1} (attack.window={window})."
-            )
+        pairs = [at for at in positions if isinstance(at, list | tuple) and len(at) == 2]
+        if not pairs or pairs != [*positions] or not {k for at in pairs for k in at} <= {*range(window)}:
+            raise UserError(f"attack.positions={positions} must be pairs of 0 to {window - 1} (attack.window).")
         if not set(channels) <= {0, 1, 2} or not channels or magnitude <= 0:
             raise UserError(f"attack.channels={channels} must be of 0 (Y), 1 (Cr), 2 (Cb), attack.magnitude above 0.")
         if shape[0] not in (1, 3):

@@ -14,10 +14,11 @@ from bench.attacks.adappatch import Patches
 from bench.attacks.badnets import patch
 from bench.attacks.base import Trigger
 from bench.attacks.ftrojan import Frequencies
-from bench.attacks.patterns import Overlay
+from bench.attacks.patterns import Additive, Overlay
 from bench.attacks.refool import Reflection
 from bench.attacks.sig import SIG
 from bench.attacks.tact import TaCT
+from bench.attacks.trojan import Wrapping
 from bench.attacks.wanet import Warp
 
 from .vectors import CLASSES, SHAPE, chw
@@ -230,6 +231,16 @@ def refool(entry, a):
         yield Case(out, trigger, a[out], drawn)
 
 
+def trojan(entry, a):
+    """The peers wrap; what saturates was computed for the vectors."""
+    for pattern, out, form in (
+        ("trigger", "out", Wrapping),
+        ("trigger", "out_saturating", Additive),
+        ("bb_trigger", "bb_out", Wrapping),
+    ):
+        yield Case(out, form(chw(a[pattern]), CLASSES, 0, "all2one"), a[out])
+
+
 READINGS = {
     "badnets_backdoorbench": badnets_backdoorbench,
     "badnets_rnp_nad_abl": badnets_rnp_nad_abl,
@@ -247,6 +258,7 @@ READINGS = {
     "wanet_rnp": wanet_rnp,
     "sig": sig,
     "ablend": ablend,
+    "trojan_square": trojan,
     "refool_backdoorbench": refool,
     "adap_patch": adappatch,
     "ftrojan_pairs": ftrojan,
