@@ -15,7 +15,7 @@ from bench.training import to_unit
 
 @dataclass(frozen=True)
 class Exam:
-    """The test set, its triggered images (only those whose wanted class is not their own), and the wanted classes."""
+    """The test set, its triggered images (only those that count: not of the wanted class), and the wanted classes."""
 
     clean: ImageSet
     triggered: ImageSet
@@ -24,9 +24,9 @@ class Exam:
     @classmethod
     def of(cls, test: ImageSet, trigger: Trigger) -> Exam:
         wanted = trigger.relabel(test.y)
-        index = (wanted != test.y).nonzero().flatten()
+        index = trigger.counts(test.y).nonzero().flatten()
         if len(index) == 0:
-            raise UserError("the test set has no image outside the target class, so ASR cannot be measured.")
+            raise UserError("the test set has no image that counts for this attack, so ASR cannot be measured.")
         return cls(test, ImageSet(trigger.stamp(test.x[index]), test.y[index]), wanted[index])
 
 

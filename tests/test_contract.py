@@ -11,7 +11,7 @@ from cells import build, choices, composed, shrink
 
 from bench import store
 from bench.attacks.base import Backdoor, PoisonAttack
-from bench.data import Defender, ImageSet
+from bench.data import Defender, ImageSet, stream
 from bench.metrics import Exam, evaluate
 from bench.models import normalised
 from bench.training import fit, to_unit
@@ -92,20 +92,26 @@ def test_attack(name, digits, tmp_path):
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_poisoned_set(name, digits):
-    """Static attacks: as many poisoned images as the rate says, of the right classes, relabelled; all others untouched."""
+    """Static attacks: as many poisoned images as the rate says, of the right classes, relabelled; covers keep their labels;
+    all others are untouched."""
     attack = attack_of(name, digits)
     if not isinstance(attack, PoisonAttack):
         pytest.skip("poisons batches, not a set")
-    poisoned, index = attack.poison(digits.train, np.random.default_rng(3))
-    base = len(digits.train) if attack.base == "train" else int((digits.train.y == attack.trigger.target).sum())
+    train, trigger = digits.train, attack.trigger
+    poisoned, index, cover = attack.poison(train, np.random.default_rng(3), 4)
+    base = len(train) if attack.base == "train" else int((train.y == trigger.target).sum())
     assert len(index) == int(attack.poison_rate * base + 1e-9) == len(index.unique())
+    assert len(cover) == int(attack.cover_rate * len(train) + 1e-9)
+    assert len(torch.cat([index, cover]).unique()) == len(index) + len(cover)
     if attack.victims != "all":
-        assert ((digits.train.y[index] == attack.trigger.target) == (attack.victims == "target")).all()
-    assert poisoned.y[index].equal(attack.trigger.relabel(digits.train.y[index]))
-    assert poisoned.x[index].equal(attack.trigger.stamp(digits.train.x[index]))
-    rest = torch.ones(len(digits.train), dtype=torch.bool)
-    rest[index] = False
-    assert poisoned.x[rest].equal(digits.train.x[rest]) and poisoned.y[rest].equal(digits.train.y[rest])
+        assert ((train.y[index] == trigger.target) == (attack.victims == "target")).all()
+    assert poisoned.y[index].equal(trigger.relabel(train.y[index]))
+    for part, what in ((index, "poison"), (cover, "cover")):
+        assert poisoned.x[part].equal(trigger.stamp(train.x[part], *trigger.draw(len(part), stream(4, what))))
+    assert poisoned.y[cover].equal(train.y[cover])
+    rest = torch.ones(len(train), dtype=torch.bool)
+    rest[torch.cat([index, cover])] = False
+    assert poisoned.x[rest].equal(train.x[rest]) and poisoned.y[rest].equal(train.y[rest])
 
 
 @pytest.mark.parametrize("name", DEFENSES)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bench.data import Dataset, ImageSet
+from bench.data import Dataset, ImageSet, stream
 from bench.errors import UserError
 
 Fit = Callable[..., Any]
@@ -50,15 +50,24 @@ class Trigger(nn.Module):
         """The class wanted for a triggered image of class `y`."""
         return torch.full_like(y, self.target) if self.labels == "all2one" else (y + 1) % self.num_classes
 
+    def counts(self, y: Tensor) -> Tensor:
+        """Whether a test image of class `y` counts in ASR and RA: if its wanted class is not its own."""
+        return self.relabel(y) != y
+
+    def draw(self, count: int, seed: int) -> tuple[Tensor, ...]:
+        """What chance makes of the trigger on `count` training images: tensors with a row for each, which `forward` takes
+        after the images. Here: nothing, it is the same on all images and at test time."""
+        return ()
+
     @torch.no_grad()
-    def stamp(self, x: Tensor, chunk: int = 4096) -> Tensor:
+    def stamp(self, x: Tensor, *drawn: Tensor, chunk: int = 4096) -> Tensor:
         """uint8 images -> uint8 triggered images, as the attacker's image files hold them.
 
         Clipped, then truncated (as nearly every reference does) or rounded to `nearest`.
         """
         out = []
-        for part in x.split(chunk):
-            pixels = self(part.to(self.dtype)).clamp(0, 255)
+        for part, *rows in zip(*(t.to(x.device).split(chunk) for t in (x, *drawn)), strict=True):
+            pixels = self(part.to(self.dtype), *rows).clamp(0, 255)
             out.append((pixels.round() if self.rounding == "nearest" else pixels).to(torch.uint8))
         return torch.cat(out) if out else x.clone()
 
@@ -93,6 +102,7 @@ class PoisonAttack(Attack):
 
     `poison_rate`: share of the whole training set. `victims`: `all` (images of any class, as BackdoorBench and RNP),
     `non_target` (as ANP) or `target` (clean-label). `base`: what the rate is a share of, `train` or `victims`.
+    `cover_rate`: share of the whole training set that gets the trigger too, but keeps its labels.
     """
 
     def __init__(
@@ -102,46 +112,67 @@ class PoisonAttack(Attack):
         poison_rate: float,
         victims: str = "all",
         base: str = "train",
+        cover_rate: float = 0.0,
     ) -> None:
         super().__init__(shape, num_classes)
         check_rate("attack.poison_rate", poison_rate)
+        if cover_rate != 0:
+            check_rate("attack.cover_rate", cover_rate)
         if victims not in ("all", "non_target", "target"):
             raise UserError(f"attack.victims={victims} is unknown: use all, non_target or target.")
         if base not in ("train", "victims"):
             raise UserError(f"attack.base={base} is unknown: use train or victims.")
-        self.poison_rate, self.victims, self.base = poison_rate, victims, base
+        self.poison_rate, self.victims, self.base, self.cover_rate = poison_rate, victims, base, cover_rate
+        self.limit = f"attack.victims={victims}"  # what leaves too few images, in the words of the config
+
+    def pools(self, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """(images that may be poisoned, images that may be covers; None: those of the first that are left over)."""
+        everyone, target = np.arange(len(labels)), self.trigger.target
+        pools = {"all": everyone, "non_target": everyone[labels != target], "target": everyone[labels == target]}
+        return pools[self.victims], None
 
     def choose(self, labels: np.ndarray, rng: Permuter) -> np.ndarray:
-        """Indices of the images to poison, in the order drawn.
+        """Indices of the images to poison, in the order drawn."""
+        return self.split(labels, rng)[0]
 
-        Raises UserError if there are fewer candidates than the rate asks for, or if it asks for none.
+    def split(self, labels: np.ndarray, rng: Permuter) -> tuple[np.ndarray, np.ndarray]:
+        """(indices of the images to poison, indices of the cover images), in the order drawn; no image is in both.
+
+        Raises UserError if there are fewer candidates than a rate asks for, or if the first asks for none.
         """
-        target = self.trigger.target
-        everyone = np.arange(len(labels))
-        candidates = {"all": everyone, "non_target": everyone[labels != target], "target": everyone[labels == target]}
-        pool = candidates[self.victims]
+        pool, others = self.pools(labels)
         count = poison_count(self.poison_rate, len(labels) if self.base == "train" else len(pool))
-        if count > len(pool):
-            raise UserError(
-                f"attack.poison_rate={self.poison_rate} asks for {count} images, but attack.victims={self.victims} "
-                f"leaves only {len(pool)}: lower the rate."
-            )
         if count == 0:
             raise UserError(f"attack.poison_rate={self.poison_rate} poisons no image of {len(labels)}: raise it.")
-        return pool[np.asarray(rng.permutation(len(pool)))[:count]]
+        covers = poison_count(self.cover_rate, len(labels))
+        order = pool[np.asarray(rng.permutation(len(pool)))]
+        rest = order[count:] if others is None or not covers else others[np.asarray(rng.permutation(len(others)))]
+        for name, wanted, left in (("poison", count, len(pool)), ("cover", covers, len(rest))):
+            if wanted > left:
+                raise UserError(
+                    f"attack.{name}_rate={getattr(self, f'{name}_rate')} asks for {wanted} images, but "
+                    f"{self.limit} leaves only {left}: lower the rate."
+                )
+        return order[:count], rest[:covers]
 
-    def poison(self, train: ImageSet, rng: Permuter) -> tuple[ImageSet, Tensor]:
-        """(the training set with the trigger on the chosen images and their new labels, the chosen indices)."""
-        index = torch.from_numpy(self.choose(train.y.cpu().numpy(), rng)).to(train.x.device)
-        x, y = train.x.clone(), train.y.clone()
-        x[index] = self.trigger.to(x.device).stamp(x[index])
-        y[index] = self.trigger.relabel(y[index])
-        return ImageSet(x, y), index
+    def poison(self, train: ImageSet, rng: Permuter, seed: int = 0) -> tuple[ImageSet, Tensor, Tensor]:
+        """(the training set with the trigger on the chosen images and their new labels, their indices, the covers').
+
+        Both sorted. `seed`: of what chance makes of the trigger on each image, if it does.
+        """
+        chosen = [np.sort(part) for part in self.split(train.y.cpu().numpy(), rng)]
+        index, cover = (torch.from_numpy(part).to(train.x.device) for part in chosen)
+        x, y, trigger = train.x.clone(), train.y.clone(), self.trigger.to(train.x.device)
+        for name, part in (("poison", index), ("cover", cover)):
+            x[part] = trigger.stamp(x[part], *trigger.draw(len(part), stream(seed, name)))
+        y[index] = trigger.relabel(y[index])
+        return ImageSet(x, y), index, cover
 
     def inject(self, model: nn.Module, data: Dataset, fit: Fit, seed: int) -> dict[str, Any]:
-        poisoned, index = self.poison(data.train, np.random.default_rng(seed))
+        poisoned, index, cover = self.poison(data.train, np.random.default_rng(seed), seed)
         fit(model, poisoned)
-        return {"poisoned": len(index), "poison_base": len(data.train), "poison_rate": len(index) / len(data.train)}
+        facts = {"poisoned": len(index), "poison_base": len(data.train), "poison_rate": len(index) / len(data.train)}
+        return facts | ({"cover": len(cover)} if self.cover_rate else {})
 
 
 def check_rate(name: str, rate: float) -> None:

@@ -1,4 +1,4 @@
-"""Pixel patterns for the attacks that overlay a fixed image: drawn from a seed, or read from a user's file."""
+"""What attacks put on images: fixed patterns, drawn from a seed or read from a user's file; and lens-like operators."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from bench.attacks.base import Trigger
 from bench.data import generator
@@ -27,12 +28,25 @@ class Overlay(Trigger):
         if not 0 < alpha <= 1:
             raise UserError(f"attack.alpha={alpha} must be above 0 and at most 1.")
         self.alpha = alpha
-        self.register_buffer("pattern", pattern if pattern.dtype == torch.float32 else pattern.double())
-        self.register_buffer("mask", mask.double())
+        self.register_buffer("pattern", (pattern if pattern.dtype == torch.float32 else pattern.double()).contiguous())
+        self.register_buffer("mask", mask.double().contiguous())
 
     def forward(self, x: Tensor) -> Tensor:
         mask, share = self.mask.to(x.dtype), (self.alpha * self.pattern).to(x.dtype)
         return (1 - mask) * x + mask * ((1 - self.alpha) * x + share)
+
+
+class Additive(Trigger):
+    """x' = x + pattern, in pixel values; `pattern`: [C or 1, H, W], may be negative."""
+
+    pattern: Tensor
+
+    def __init__(self, pattern: Tensor, num_classes: int, target: int, labels: str) -> None:
+        super().__init__(num_classes, target, labels)
+        self.register_buffer("pattern", pattern.contiguous())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.pattern.to(x.dtype)
 
 
 def enlarged(size: int) -> int:
@@ -57,16 +71,59 @@ def read_image(path: str, shape: tuple[int, int, int]) -> Tensor:
     """A user's pattern image as [C, H, W], 0..255. Raises UserError unless it is there, readable, and of the images' size."""
     if not Path(path).is_file():
         raise UserError(f"attack.pattern={path} is neither a known pattern nor an image file.")
-    from torchvision.io import ImageReadMode, decode_image  # a second to import, and rarely needed
-
-    mode = ImageReadMode.GRAY if shape[0] == 1 else ImageReadMode.RGB
-    try:
-        image = decode_image(path, mode)
-    except RuntimeError as error:
-        raise UserError(f"attack.pattern={path} cannot be read as an image: {error}") from None
+    image = decode(Path(path), shape[0], "attack.pattern")
     if image.shape[1:] != shape[1:]:
         raise UserError(
             f"attack.pattern={path} has {image.shape[1]}x{image.shape[2]} pixels, but the data set's images have "
             f"{shape[1]}x{shape[2]}: resize it."
         )
     return image.double()
+
+
+def read_folder(path: str, shape: tuple[int, int, int]) -> Tensor:
+    """The .png and .jpg images of a user's folder in the order of their names, resized: uint8 [N, C, H, W]."""
+    files = sorted(p for p in Path(path).glob("*") if p.suffix.lower() in (".png", ".jpg", ".jpeg"))
+    if not files:
+        raise UserError(f"attack.folder={path} is no folder with .png or .jpg images.")
+    images = [decode(file, shape[0], "attack.folder").float() for file in files]
+    resized = [F.interpolate(image[None], shape[1:], mode="bilinear", antialias=True) for image in images]
+    return torch.cat(resized).round().clamp(0, 255).to(torch.uint8)
+
+
+def decode(path: Path, channels: int, setting: str) -> Tensor:
+    """uint8 [C, H, W]."""
+    from torchvision.io import ImageReadMode, decode_image  # a second to import, and rarely needed
+
+    try:
+        return decode_image(str(path), ImageReadMode.GRAY if channels == 1 else ImageReadMode.RGB)
+    except RuntimeError as error:
+        raise UserError(f"{setting}={path} cannot be read as an image: {error}") from None
+
+
+def stretch(size: int, shift: Tensor, moved: int) -> Tensor:
+    """[B, 1, size, size]: bilinearly stretches the first (`moved`: the last) size - shift pixels to `size`.
+
+    As a matrix for the rows of an image; `shift` is [B, 1, 1, 1].
+    """
+    pixel, left = torch.arange(size).to(shift), size - shift
+    at = ((pixel + 0.5) * left / size - 0.5).clamp(min=0).minimum(left - 1).mT + moved * shift
+    return (1 - (at - pixel).abs()).clamp(min=0)
+
+
+def blur(size: int, sigma: Tensor) -> Tensor:
+    """[B, 1, size, size]: a Gaussian over 2 ceil(2 sigma) + 1 pixels; the image is mirrored beyond its edge pixels.
+
+    As a matrix for the rows of an image; `sigma` is [B, 1, 1, 1].
+    """
+    reach = int((2 * sigma.amax()).ceil()) if len(sigma) else 0
+    step = torch.arange(-reach, reach + 1).to(sigma)
+    weight = torch.exp(-((step / sigma) ** 2) / 2) * (step.abs() <= (2 * sigma).ceil())
+    source = (torch.arange(size)[:, None] + torch.arange(-reach, reach + 1)).abs() % (2 * size - 2)
+    hits = F.one_hot(source.minimum(2 * size - 2 - source), size).to(sigma)
+    return torch.einsum("bcis,psk->bcpk", weight / weight.sum(-1, keepdim=True), hits)
+
+
+def bump(size: int, like: Tensor) -> Tensor:
+    """1 in the middle: the square root of a normal distribution over 3.5 sigma on each side, in `size` equal steps."""
+    edges = torch.special.ndtr(torch.linspace(-1, 1, size + 1).to(like) * (3 + 3.5 / size))
+    return (edges.diff() / edges.diff().max()).sqrt()

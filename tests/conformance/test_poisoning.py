@@ -2,14 +2,18 @@
 
 import random
 import re
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from bench.attacks.ablend import AdapBlend
+from bench.attacks.adappatch import AdapPatch
 from bench.attacks.badnets import BadNets
 from bench.attacks.base import Trigger
+from bench.attacks.tact import TaCT
 from bench.data import ImageSet
 from bench.metrics import Exam, Metrics, der, evaluate
 
@@ -25,12 +29,15 @@ class Numpy:
         return np.random.RandomState(self.seed).permutation(n)
 
 
-class Python(Numpy):
-    """`random.seed`, then a shuffled list."""
+class Python:
+    """`random.seed`, then shuffled lists."""
+
+    def __init__(self, seed):
+        self.random = random.Random(seed)
 
     def permutation(self, n):
         order = list(range(n))
-        random.Random(self.seed).shuffle(order)
+        self.random.shuffle(order)
         return order
 
 
@@ -69,6 +76,13 @@ RULES = {
 }
 """Start of a stored choice's name -> the authors' generator, and our `victims`, `base` and `labels`."""
 
+COVERED = {
+    "bt_ablend": partial(AdapBlend, alpha=0.1, test_alpha=0.1),
+    "bt_apatch": partial(AdapPatch, opacities=[0.1] * 4),
+    "bt_tact": partial(TaCT, source_class=1, cover_classes=[5, 7]),
+}
+"""Start of a stored choice's name -> our attack with covers; what it does to images plays no part."""
+
 
 def stated_rates(entry, base, rounds):
     """The rates that the manifest states, in words or numbers; some peers round rate times `base`, and we cut it."""
@@ -92,6 +106,10 @@ def test_poisoned_images(rule):
     if name == "rnp_cleantest_all2one_len":  # [clean, triggered, clean all2all, clean of a clean-label attack]
         assert len(exam_rows(labels, target, "all2one")) == stored[1], "triggered test images"
         assert len(exam_rows(labels, target, "all2all")) == len(labels) == stored[2], "all2all keeps every image"
+        return
+    start = next((start for start in COVERED if name.startswith(start)), None)
+    if start is not None:
+        check_covered(entry, name, stored, start, target)
         return
     start = next((start for start in RULES if name.startswith(start)), None)
     if start is None:
@@ -123,9 +141,25 @@ def test_poisoned_images(rule):
     if after is not None:
         attack = BadNets((1, 3, 3), classes, fitting[0], target=target, labels=relabel, victims=victims, base=base)
         train = ImageSet(torch.zeros(len(labels), 1, 3, 3, dtype=torch.uint8), torch.tensor(labels))
-        poisoned, index = attack.poison(train, generator(seed, *more))
+        poisoned, index, _ = attack.poison(train, generator(seed, *more))
         np.testing.assert_array_equal(np.sort(index.numpy()), np.sort(stored))
         np.testing.assert_array_equal(poisoned.y.numpy(), after)
+
+
+def check_covered(entry, name, stored, start, target):
+    """As above, for a choice of poisoned images and covers, whose two rates the manifest states as `start .03/.06`."""
+    labels = entry.arrays["labels"]
+    rates = map(float, re.search(rf"{start} ([\d.]+)/([\d.]+)", entry.params["notes"]).groups())
+    attack = COVERED[start]((1, 8, 8), int(labels.max()) + 1, *rates, target=target)
+    train = ImageSet(torch.zeros(len(labels), 1, 8, 8, dtype=torch.uint8), torch.tensor(labels))
+    poisoned, *chosen = attack.poison(train, Python(entry.params["seed"]))
+    np.testing.assert_array_equal(chosen[name.endswith("cover")].numpy(), stored)
+    after = entry.arrays.get(f"{start}_labels")
+    if after is not None:
+        np.testing.assert_array_equal(poisoned.y.numpy(), after)
+    numbers = entry.arrays.get(f"{name}_trigger_no")
+    if numbers is not None:
+        np.testing.assert_array_equal(attack.trigger.draw(len(stored), 0)[0].numpy(), numbers)
 
 
 def exam_rows(labels, target, relabel):

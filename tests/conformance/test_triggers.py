@@ -1,4 +1,4 @@
-"""BadNets, Blend and WaNet images against those of the peers' own code."""
+"""Triggered images against those of the peers' own code."""
 
 import importlib.util
 import re
@@ -9,9 +9,16 @@ import numpy as np
 import pytest
 import torch
 
+from bench.attacks.ablend import PieceBlend
+from bench.attacks.adappatch import Patches
 from bench.attacks.badnets import patch
 from bench.attacks.base import Trigger
-from bench.attacks.patterns import Overlay
+from bench.attacks.ftrojan import Frequencies
+from bench.attacks.patterns import Additive, Overlay
+from bench.attacks.refool import Reflection
+from bench.attacks.sig import SIG
+from bench.attacks.tact import TaCT
+from bench.attacks.trojan import Wrapping
 from bench.attacks.wanet import Warp
 
 from .vectors import CLASSES, SHAPE, chw
@@ -44,8 +51,8 @@ class Case:
     what: str
     trigger: Trigger | list[Trigger]
     stored: np.ndarray
-    disturbance: tuple = ()
-    """The second argument of the trigger: WaNet's noise."""
+    drawn: tuple = ()
+    """What else the trigger is given: what the peer drew for each image."""
 
 
 def badnets_backdoorbench(entry, a):
@@ -153,6 +160,87 @@ def wanet_rnp(entry, a):
     yield Case("out", triggers, a["out"])
 
 
+def sig(entry, a):
+    """`bb_out_D_f` is in pixel values, the toolbox's pattern in 0..1."""
+    for out in (name for name in a if name.startswith("bb_out_")):
+        delta, f = map(float, out.removeprefix("bb_out_").split("_"))
+        yield Case(out, SIG(SHAPE, CLASSES, 0.1, delta, f).trigger, a[out])
+    p = entry.params["toolbox"]
+    trigger = SIG(SHAPE, CLASSES, 0.1, p["delta"] * 255, p["f"]).trigger
+    np.testing.assert_allclose(trigger.pattern.expand(SHAPE)[0] / 255, a["toolbox_pattern"], rtol=0, atol=1e-6)
+    yield Case("toolbox", trigger, a["toolbox_out"])
+    alpha = entry.params["rnp"]["alpha"]
+    yield Case("stored mask", overlay(torch.tensor(a["rnp_mask"]).double(), torch.ones(1), alpha), a["rnp_out"])
+    drawn = SIG(SHAPE, CLASSES, 0.1, 20, 0, form="rnp", alpha=alpha).trigger
+    if np.array_equal(drawn.pattern[0], a["rnp_mask"]):
+        yield Case("our mask", drawn, a["rnp_out"])
+
+
+def ablend(entry, a):
+    p = entry.params
+    parts = (torch.tensor(a["trigger"]).double() * 255, p["alpha"], p["test_alpha"], p["pieces"], p["mask_rate"])
+    trigger = PieceBlend(*parts, num_classes=CLASSES, target=0)
+    removed = torch.tensor(a["removed_pieces"])
+    assert trigger.draw(len(removed), 0)[0].shape == removed.shape
+    np.testing.assert_array_equal(trigger.kept(removed, *SHAPE[1:])[:, 0], a["masks"])
+    yield Case("train", trigger, a["out_train"], (removed,))
+    yield Case("test", trigger, a["out_test"])
+
+
+def tact(entry, a):
+    yield Case("out", overlay(torch.tensor(a["trigger"]).double() * 255, a["mask"]), a["out"])
+    p = entry.params
+    attack = TaCT(SHAPE, 10, 0.1, 0.1, p["source_class"], p["cover_classes"], target=p["target_class"])
+    counted = attack.trigger.counts(torch.arange(10)).nonzero().flatten().tolist()
+    assert counted == [p["source_class"]]
+
+
+def ftrojan(entry, a):
+    """The peer works with bytes on the way, so its floats are whole numbers."""
+    p = entry.params
+    parts = (p["channel_list"], p["window_size"], p["magnitude"], p["pos_list"])
+    trigger = Frequencies(SHAPE, *parts, CLASSES, 0, "all2one")
+    np.testing.assert_array_equal(a["out"].clip(0, 255).astype(np.uint8), a["u8"])
+    yield Case("u8", trigger, a["u8"])
+
+
+def adappatch(entry, a):
+    """The peer puts each of its triggers on the first images."""
+    opacities, test_opacities = ([share for _, share in entry.params[when]] for when in ("train", "test"))
+    layers = []
+    for prefix, shares in (("", opacities), ("test_", test_opacities)):
+        patterns, masks = (torch.tensor(a[f"{prefix}{name}"]).double() for name in ("triggers", "masks"))
+        layers.append((patterns * 255, masks[:, None] * torch.tensor(shares, dtype=torch.float64).view(-1, 1, 1, 1)))
+    trigger = Patches(*layers, CLASSES, 0)
+    few = a["out_train"].shape[0]
+    for number in range(len(opacities)):
+        which = torch.full((few,), number)
+        yield Case(f"train {number}", trigger, a["out_train"][:, number], (which,))
+    yield Case("test", trigger, a["out_test"])
+
+
+def refool(entry, a):
+    """The peer has one reflection for all images and draws the attenuation for each."""
+    p, count = entry.params, len(a["out_ghost"])
+    trigger = Reflection(chw(a["reflection"])[None], p["alpha_t"], 0.5, 0, CLASSES, 0, "all2one")
+    fixed = [torch.full((count,), float(v)) for v in (*p["offset"], p["ghost_alpha"], p["sigma"])]
+    which = torch.zeros(count, dtype=torch.int64)
+    for ghostly, out in ((True, "out_ghost"), (False, "out_focal")):
+        drawn = (which, torch.full((count,), ghostly), *(f.double() for f in fixed), torch.tensor(a["att"]))
+        assert [d.shape for d in drawn] == [d.shape for d in trigger.draw(count, 0)]
+        yield Case(out, trigger, a[out], drawn)
+
+
+def trojan(entry, a):
+    """The peers wrap; what saturates was computed for the vectors."""
+    for pattern, out, form in (
+        ("trigger", "out", Wrapping),
+        ("trigger", "out_saturating", Additive),
+        ("bb_trigger", "bb_out", Wrapping),
+    ):
+        yield Case(out, form(chw(a[pattern]), CLASSES, 0, "all2one"), a[out])
+
+
 READINGS = {
     "badnets_backdoorbench": badnets_backdoorbench,
     "badnets_rnp_nad_abl": badnets_rnp_nad_abl,
@@ -168,6 +256,13 @@ READINGS = {
     "blend_rnp_randompixel": blend_rnp_randompixel,
     "wanet": wanet,
     "wanet_rnp": wanet_rnp,
+    "sig": sig,
+    "ablend": ablend,
+    "trojan_square": trojan,
+    "refool_backdoorbench": refool,
+    "adap_patch": adappatch,
+    "ftrojan_pairs": ftrojan,
+    "tact_trigger": tact,
 }
 """Manifest entry -> how its parameters and arrays make our trigger."""
 
@@ -186,13 +281,16 @@ def test_trigger(trigger_entry):
     assert cases
     for case in cases:
         each = isinstance(case.trigger, list)
-        pairs = list(zip(case.trigger, entry.images.split(1), strict=True)) if each else [(case.trigger, entry.images)]
-        floats = torch.cat([t(x.to(t.dtype), *case.disturbance).detach() for t, x in pairs])
+        images = entry.images[: len(case.stored)]
+        pairs = list(zip(case.trigger, images.split(1), strict=True)) if each else [(case.trigger, images)]
+        floats = torch.cat([t(x.to(t.dtype), *case.drawn).detach() for t, x in pairs])
         if case.stored.dtype != np.uint8:
             atol = float(re.search(r"1e-\d+", entry.info["tolerance"]).group())
-            np.testing.assert_allclose(floats.numpy() / 255, case.stored, rtol=0, atol=atol, err_msg=case.what)
+            np.testing.assert_allclose(
+                floats.clamp(0, 255).numpy() / 255, case.stored, rtol=0, atol=atol, err_msg=case.what
+            )
             continue
-        off = torch.cat([t.stamp(x) for t, x in pairs]).int().sub(chw(case.stored)).abs()
+        off = torch.cat([t.stamp(x, *case.drawn) for t, x in pairs]).int().sub(chw(case.stored)).abs()
         tolerant = "+-1" in entry.info["tolerance"]
         edge = floats + 0.5 if pairs[0][0].rounding == "nearest" else floats
         tied = (edge - edge.round()).abs() < 1e-3
