@@ -172,6 +172,10 @@ def clp_units(root: Path) -> list[Folder]:
     return [f for f in _folders(root, "unit.npz") if any(k.startswith("clpnet/") for k in f.arrays("unit.npz"))]
 
 
+def bnp(root: Path) -> list[Folder]:
+    return _folders(root, "bnp.npz", "model.npz", "data.npz")
+
+
 def anp(root: Path) -> list[Folder]:
     return _folders(root, "anp_trace.npz", "model.npz", "data.npz")
 
@@ -196,6 +200,7 @@ KINDS = {
     "baseline_folder": baselines,
     "clp_folder": clp,
     "clp_unit": clp_units,
+    "bnp_folder": bnp,
     "anp_folder": anp,
     "curve_folder": anp_curves,
     "rnp_folder": rnp,
