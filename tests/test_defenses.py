@@ -6,6 +6,7 @@ from torch import nn
 
 from bench.data import Augment, Defender, ImageSet
 from bench.defenses.bnp import BNP
+from bench.defenses.ep import EP, channel_entropy
 from bench.errors import UserError
 from bench.pruning import Sweep, ZScore
 
@@ -47,8 +48,26 @@ def test_bnp_names_a_bad_running_variance(value):
         BNP(**PRUNING).score(model, defender())
 
 
-@pytest.mark.parametrize("defence", [BNP(**PRUNING)], ids=lambda d: type(d).__name__)
+@pytest.mark.parametrize("defence", [BNP(**PRUNING), EP(0.01, **PRUNING)], ids=lambda d: type(d).__name__)
 def test_no_batch_norm(defence):
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 4))
     with pytest.raises(UserError, match="no BatchNorm2d"):
-        defence.score(model, defender())
+        defence.score(model, defender(poisoned=images()))
+
+
+def test_ep_with_constant_channels():
+    """They count as average: the other channels' scores, and what the rule makes of them, do not change."""
+    values = torch.randn(9, 100, generator=torch.Generator().manual_seed(0))
+    values[4, 50:] += 1000
+    alone, beside = channel_entropy(values, 0.01), channel_entropy(torch.cat([values, torch.full((3, 100), 7.0)]), 0.01)
+    assert beside[:9].equal(alone) and alone.argmin() == 4
+    torch.testing.assert_close(beside[9:], alone.mean().expand(3))
+    assert not ZScore(0.1).mask({"": -beside}, 0.1)[""][9:].any()
+    assert channel_entropy(torch.ones(3, 10), 0.01).tolist() == [0, 0, 0]
+    assert EP(0.01, **PRUNING).score(network(dead=3), defender(poisoned=images()))["1"].isfinite().all()
+
+
+@pytest.mark.parametrize("mix", [None, images(1)], ids=["none", "one image"])
+def test_ep_without_a_mix(mix):
+    with pytest.raises(UserError, match=r"clean\.mix"):
+        EP(0.01, **PRUNING).score(network(), defender(poisoned=mix))

@@ -176,6 +176,14 @@ def bnp(root: Path) -> list[Folder]:
     return _folders(root, "bnp.npz", "model.npz", "data.npz")
 
 
+def ep(root: Path) -> list[Folder]:
+    return _folders(root, "ep.npz", "model.npz", "data.npz")
+
+
+def entropy_units(root: Path) -> list[Folder]:
+    return [f for f in _folders(root, "unit.npz") if "entropy_x" in f.arrays("unit.npz")]
+
+
 def anp(root: Path) -> list[Folder]:
     return _folders(root, "anp_trace.npz", "model.npz", "data.npz")
 
@@ -201,6 +209,8 @@ KINDS = {
     "clp_folder": clp,
     "clp_unit": clp_units,
     "bnp_folder": bnp,
+    "ep_folder": ep,
+    "entropy_unit": entropy_units,
     "anp_folder": anp,
     "curve_folder": anp_curves,
     "rnp_folder": rnp,
