@@ -79,6 +79,21 @@ class ZScore(Rule):
         return level > cut
 
 
+class OneIn(Rule):
+    """Prunes, within each layer, one channel in `at`: the `len // at` highest scores, ties in the order of the channels.
+
+    So a channel is pruned up to the number len / rank, rank 1 being the highest score.
+    """
+
+    def levels(self, scores: Scores) -> Scores:
+        return {layer: len(s) / (1.0 + _ranks(s)) for layer, s in scores.items()}
+
+
+def _ranks(score: Tensor) -> Tensor:
+    """0 for the highest, and so on; of equal ones the first comes first."""
+    return score.sort(descending=True, stable=True).indices.argsort().double()
+
+
 def by_rank(rule: Rule, scores: Scores, count: int) -> tuple[float, Mask]:
     """The mask of the `count` highest levels over all layers, channels tied with the last one included; and its number."""
     levels = rule.levels(scores)

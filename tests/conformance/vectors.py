@@ -200,6 +200,10 @@ def rnp(root: Path) -> list[Folder]:
     return _folders(root, "rnp.json", "rnp_masks.npz", "backdoored_weights.npz", "data.npz")
 
 
+def fmp(root: Path) -> list[Folder]:
+    return _folders(root, "fmp.json", "fmp.npz", "backdoored_weights.npz", "data.npz")
+
+
 KINDS = {
     "entry": entries,
     "trigger_entry": triggers,
@@ -214,6 +218,7 @@ KINDS = {
     "anp_folder": anp,
     "curve_folder": anp_curves,
     "rnp_folder": rnp,
+    "fmp_folder": fmp,
 }
 """Argument of a test -> where its cases come from."""
 
