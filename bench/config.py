@@ -14,7 +14,7 @@ from bench.files import digest
 KNOWN: dict[str, dict[str, type | None]] = {
     "": dict.fromkeys(("attack", "dataset", "model", "defense", "train", "tracker", "clean", "selection", "device"))
     | {"seed": int, "threads": int, "runs": str},
-    "clean": {"tune": int, "select": int},
+    "clean": {"tune": int, "select": int, "mix": int},
     "selection": {"rule": str, "max_drop": float, "stop": float},
 }
 """The settings of the nodes that are not built from a class, with their types; others are checked against the class."""

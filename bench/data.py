@@ -118,6 +118,9 @@ class Dataset:
 class Defender:
     """All that a defence may see: its clean images (none if it needs nothing) and the facts of the task.
 
+    `poisoned`: training images with the labels they were trained on, some with the trigger and not said which; only
+    for a defence that needs a poisoned mix (see `Attack.mix`).
+
     Never the trigger, the target, the test set, or the images that choose the operating point.
     """
 
@@ -126,6 +129,7 @@ class Defender:
     num_classes: int
     augment: Augment
     seed: int
+    poisoned: ImageSet | None = None
 
 
 def stratified(labels: np.ndarray, size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

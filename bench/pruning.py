@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch.nn.utils import parametrize
 
 from bench.errors import UserError
 
+T = TypeVar("T")
 Scores = dict[str, Tensor]
 """Layer name -> one number per channel, in the order of `named_modules()`; higher = more suspicious."""
 Mask = dict[str, Tensor]
@@ -75,6 +77,21 @@ class ZScore(Rule):
 
     def inside(self, level: Tensor, cut: float) -> Tensor:
         return level > cut
+
+
+class OneIn(Rule):
+    """Prunes, within each layer, one channel in `at`: the `len // at` highest scores, ties in the order of the channels.
+
+    So a channel is pruned up to the number len / rank, rank 1 being the highest score.
+    """
+
+    def levels(self, scores: Scores) -> Scores:
+        return {layer: len(s) / (1.0 + _ranks(s)) for layer, s in scores.items()}
+
+
+def _ranks(score: Tensor) -> Tensor:
+    """0 for the highest, and so on; of equal ones the first comes first."""
+    return score.sort(descending=True, stable=True).indices.argsort().double()
 
 
 def by_rank(rule: Rule, scores: Scores, count: int) -> tuple[float, Mask]:
@@ -168,6 +185,29 @@ def conv_bn_pairs(model: nn.Module, shape: tuple[int, int, int], pairing: str = 
         for hook in hooks:
             hook.remove()
     return {name: read[name] for name in names.values() if name in read}
+
+
+@torch.no_grad()
+def at_norms(model: nn.Module, x: Tensor, look: Callable[[Tensor], T], method: str = "this method") -> dict[str, T]:
+    """One pass of the images `x` (in [0, 1]) in eval mode: BN name -> what `look` makes of that layer's input.
+
+    In the order of `named_modules()`. Layers that the pass does not reach are left out. The inputs are not kept.
+    """
+    names = {module: name for name, module in batch_norms(model, method).items()}
+    seen: dict[str, T] = {}
+
+    def before_norm(module: nn.BatchNorm2d, inputs: tuple[Tensor, ...]) -> None:
+        seen[names[module]] = look(inputs[0])
+
+    hooks = [bn.register_forward_pre_hook(before_norm) for bn in names]
+    training = model.training
+    try:
+        model.eval()(x)
+    finally:
+        model.train(training)
+        for hook in hooks:
+            hook.remove()
+    return {name: seen[name] for name in names.values() if name in seen}
 
 
 # -- soft masks --------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -83,7 +84,9 @@ def run(cfg: DictConfig, settings: dict, folder: Path, names: Mapping) -> dict:
     exam = Exam.of(data.test, backdoor.trigger)
     before, select_before = Metrics(**backdoor.card["metrics"]), accuracy(backdoor.model, select)
 
-    # repair: the defence sees the model and its own clean images, nothing else
+    # repair: the defence sees the model and its own images, nothing else
+    if defense.needs == "poisoned":
+        defender = replace(defender, poisoned=attack.mix(data.train, cfg.clean.mix, stream(cfg.seed, "poison")))
     torch.manual_seed(stream(cfg.seed, "defense"))
     started = time.perf_counter()
     repaired = defense.repair(backdoor.model, defender)
@@ -95,7 +98,8 @@ def run(cfg: DictConfig, settings: dict, folder: Path, names: Mapping) -> dict:
     # record
     result = identity | {"data": data.digest, "backdoor": place.name, "needs": defense.needs}
     result |= record.before(before, select_before) | record.points(rows, before, select_before, cfg.selection)
-    result |= {"clean_tune": len(defender.clean), "clean_select": len(select)} | backdoor.card["poison"]
+    result |= {"clean_tune": len(defender.clean), "clean_select": len(select), "mix": len(defender.poisoned or ())}
+    result |= backdoor.card["poison"]
     result |= record.cost(repaired.scores, seconds, time.perf_counter() - started) | machine.environment(device)
     record.write(folder, result, rows, repaired.scores)
     tracker.log(folder, settings, result, rows)

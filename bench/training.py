@@ -22,7 +22,8 @@ Objective = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]]
 class Plan:
     """How to optimise: SGD with a schedule, for `epochs` (each image once an epoch) or `iterations` (with replacement).
 
-    `precision` is fp32 or bf16 (autocast). `channels_last` is the memory format; it changes speed and rounding only.
+    `min_lr` is where cosine ends. `precision` is fp32 or bf16 (autocast). `channels_last` is the memory format; it changes
+    speed and rounding only.
     """
 
     epochs: int = 1
@@ -33,6 +34,7 @@ class Plan:
     nesterov: bool = False
     weight_decay: float = 0.0
     schedule: str = "constant"
+    min_lr: float = 0.0
     milestones: tuple[int, ...] = ()
     drop_last: bool = False
     augment: bool = True
@@ -61,7 +63,7 @@ SCHEDULES: dict[str, Callable[[Any, Plan, int], Any]] = {
     "multistep": lambda opt, plan, steps: torch.optim.lr_scheduler.MultiStepLR(
         opt, [m * steps // max(plan.epochs, 1) for m in plan.milestones]
     ),
-    "cosine": lambda opt, plan, steps: torch.optim.lr_scheduler.CosineAnnealingLR(opt, steps),
+    "cosine": lambda opt, plan, steps: torch.optim.lr_scheduler.CosineAnnealingLR(opt, steps, plan.min_lr),
     "onecycle": lambda opt, plan, steps: torch.optim.lr_scheduler.OneCycleLR(
         opt, plan.lr, total_steps=steps, cycle_momentum=False
     ),

@@ -1,6 +1,7 @@
 """Every attack and every defence there is a config for, through one contract, on the embedded data."""
 
 import copy
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 
@@ -12,6 +13,7 @@ from cells import build, choices, composed, shrink
 from bench import store
 from bench.attacks.base import Backdoor, PoisonAttack
 from bench.data import Defender, ImageSet, stream
+from bench.errors import UserError
 from bench.metrics import Exam, evaluate
 from bench.models import normalised
 from bench.training import fit, to_unit
@@ -114,6 +116,30 @@ def test_poisoned_set(name, digits):
     assert poisoned.x[rest].equal(train.x[rest]) and poisoned.y[rest].equal(train.y[rest])
 
 
+@pytest.mark.parametrize("name", ATTACKS)
+def test_mix(name, digits):
+    """Training images without repetition, the same for the same seed; static attacks: a sample of the set trained on."""
+    attack, size = attack_of(name, digits), 300
+    mix, again = (attack.mix(digits.train, size, 3) for _ in range(2))
+    assert mix.x.equal(again.x) and mix.y.equal(again.y) and len(mix) == size
+
+    def rows(part):
+        return {(image.numpy().tobytes(), int(y)) for image, y in zip(part.x, part.y, strict=True)}
+
+    found = rows(mix)
+    assert len(found) == size
+    share = attack.poison_rate
+    if isinstance(attack, PoisonAttack):
+        whole, *touched = attack.poison(digits.train, np.random.default_rng(3), 3)
+        assert found <= rows(whole)
+        share = sum(map(len, touched)) / len(whole)
+    poisoned = len(found - rows(digits.train))
+    assert abs(poisoned - share * size) < 3 * (share * size) ** 0.5 + 1
+    for bad in (0, len(digits.train) + 1):
+        with pytest.raises(UserError, match=r"clean\.mix"):
+            attack.mix(digits.train, bad, 3)
+
+
 @pytest.mark.parametrize("name", DEFENSES)
 def test_defense(name, digits, trained):
     """Leaves the model alone; the same seed gives the same models; pruners prune the most suspicious first, ever more."""
@@ -122,6 +148,8 @@ def test_defense(name, digits, trained):
     for _ in range(2):
         defense = build(config.defense)
         data, select = digits.defender(100, 100, 7, defense.needs)
+        if defense.needs == "poisoned":
+            data = replace(data, poisoned=attack_of("badnets", digits).mix(digits.train, 100, 0))
         assert isinstance(data, Defender) and len(data.clean) == (0 if defense.needs == "nothing" else 100)
         before = copy.deepcopy(trained.state_dict())
         repaired = defense.repair(trained, data)

@@ -14,20 +14,20 @@ def test_the_ten_line_defence(tmp_path):
     for folder in ("bench", "analysis", "conf"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     text = (ROOT / "CONTRIBUTING.md").read_text()
-    blocks = re.findall(r"`((?:bench|conf)/defen\w+/magnitude\.\w+)`:\n\n```\w+\n(.*?)```", text, re.S)
+    blocks = re.findall(r"`((?:bench|conf)/defen\w+/loudest\.\w+)`:\n\n```\w+\n(.*?)```", text, re.S)
     assert len(blocks) == 2
     for path, content in blocks:
         (tmp_path / path).write_text(content)
     command = [
         sys.executable,
         tmp_path / "bench/run.py",
-        "defense=magnitude",
+        "defense=loudest",
         "train.epochs=1",
         f"runs={tmp_path}/runs",
     ]
     env = os.environ | {"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    (folder,) = (tmp_path / "runs/digits/vgg5/badnets/magnitude").iterdir()
+    (folder,) = (tmp_path / "runs/digits/vgg5/badnets/loudest").iterdir()
     assert {"record.json", "curve.csv", "scores.csv"} <= {path.name for path in folder.iterdir()}
     assert len((folder / "curve.csv").read_text().splitlines()) > 5

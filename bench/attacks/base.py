@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bench.data import Dataset, ImageSet, stream
+from bench.data import Dataset, ImageSet, generator, stream
 from bench.errors import UserError
 
 Fit = Callable[..., Any]
@@ -88,6 +88,7 @@ class Attack(ABC):
     """
 
     trigger: Trigger
+    poison_rate: float = 0.0
 
     def __init__(self, shape: tuple[int, int, int], num_classes: int) -> None:
         self.shape, self.num_classes = shape, num_classes
@@ -95,6 +96,19 @@ class Attack(ABC):
     @abstractmethod
     def inject(self, model: nn.Module, data: Dataset, fit: Fit, seed: int) -> dict[str, Any]:
         """Trains `model` in place so that `trigger` works on it, and returns facts for the card (poisoned images, ...)."""
+
+    def mix(self, train: ImageSet, size: int, seed: int) -> ImageSet:
+        """`size` training images as a defender finds them, poisoned ones among them, labelled as in training.
+
+        `seed`: the one `inject` was given. An attack that works inside the training leaves no poisoned set behind; for
+        it the trigger is put on a share `poison_rate` of the images drawn, whatever their class. Used with the trigger
+        as it is after `inject`.
+        """
+        drawn = train[draw_mix(len(train), size, seed).to(train.y.device)]
+        count = poison_count(self.poison_rate, size)
+        trigger = self.trigger.to(train.x.device)
+        x = torch.cat([trigger.stamp(drawn.x[:count]), drawn.x[count:]])
+        return ImageSet(x, torch.cat([trigger.relabel(drawn.y[:count]), drawn.y[count:]]))
 
 
 class PoisonAttack(Attack):
@@ -173,6 +187,18 @@ class PoisonAttack(Attack):
         fit(model, poisoned)
         facts = {"poisoned": len(index), "poison_base": len(data.train), "poison_rate": len(index) / len(data.train)}
         return facts | ({"cover": len(cover)} if self.cover_rate else {})
+
+    def mix(self, train: ImageSet, size: int, seed: int) -> ImageSet:
+        """A random sample of the very set that `inject` trained on: the same victims, rebuilt from the seed."""
+        drawn = draw_mix(len(train), size, seed).to(train.y.device)
+        return self.poison(train, np.random.default_rng(seed), seed)[0][drawn]
+
+
+def draw_mix(count: int, size: int, seed: int) -> Tensor:
+    """`size` of 0..count-1, in random order."""
+    if not 0 < size <= count:
+        raise UserError(f"clean.mix={size} must be at least 1 and at most {count}, the number of training images.")
+    return torch.randperm(count, generator=generator(seed, "mix"))[:size]
 
 
 def check_rate(name: str, rate: float) -> None:

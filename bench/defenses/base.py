@@ -14,6 +14,7 @@ from torch import nn
 from bench.data import Defender
 from bench.errors import UserError
 from bench.pruning import Mask, Rule, Scores, Sweep, apply, count
+from bench.training import Plan, fit
 
 
 @dataclass(frozen=True)
@@ -49,16 +50,25 @@ class Defense(ABC):
 
 
 class PruningDefense(Defense):
-    """A defence that scores channels; choosing and applying the cut is the same for all of them."""
+    """A defence that scores channels; choosing and applying the cut is the same for all of them.
 
-    def __init__(self, rule: Rule, sweep: Sweep, zeroes: Iterable[str]) -> None:
-        self.rule, self.sweep, self.zeroes = rule, sweep, tuple(zeroes)
+    `then`: fine-tuning on the clean images after pruning, for methods that prescribe it. Every point of the curve but the
+    first, which is the model as it came, is then a model pruned so far and fine-tuned by itself, so a curve costs one
+    fine-tuning a point. Weights that the cut set to 0 stay 0.
+    """
+
+    def __init__(self, rule: Rule, sweep: Sweep, zeroes: Iterable[str], then: Plan | None = None) -> None:
+        self.rule, self.sweep, self.zeroes, self.then = rule, sweep, tuple(zeroes), then
         if not self.zeroes or not set(self.zeroes) <= {"weight", "bias"}:
             raise UserError(f"defense.zeroes={list(self.zeroes)} must name weight, bias or both.")
 
     @abstractmethod
     def score(self, model: nn.Module, data: Defender) -> Scores:
         """The only thing a pruning paper adds: higher = more suspicious. Works on a copy if it has to change the model."""
+
+    def cut(self, model: nn.Module, mask: Mask, data: Defender) -> nn.Module:
+        """Switches the masked channels off, in place; for methods that take more away than the layer scored."""
+        return apply(model, mask, self.zeroes)
 
     def repair(self, model: nn.Module, data: Defender) -> Repaired:
         scores = {layer: score.detach().cpu() for layer, score in self.score(model, data).items()}
@@ -67,9 +77,9 @@ class PruningDefense(Defense):
                 raise UserError(
                     f"{type(self).__name__}: the scores of layer {layer} are not finite; is the model sound?"
                 )
-        return Repaired(self._candidates(model, scores), scores)
+        return Repaired(self._candidates(model, scores, data), scores)
 
-    def _candidates(self, model: nn.Module, scores: Scores) -> Iterator[Candidate]:
+    def _candidates(self, model: nn.Module, scores: Scores, data: Defender) -> Iterator[Candidate]:
         # Masks grow along the sweep, so one working copy serves all points: what is zeroed stays zeroed.
         working = copy.deepcopy(model)
         paper = self.rule.mask(scores, self.rule.at)
@@ -78,7 +88,22 @@ class PruningDefense(Defense):
         for at, mask in self.sweep.masks(self.rule, scores):
             if not same(mask, last):
                 last = mask
-                yield Candidate(apply(working, mask, self.zeroes), at, mask, same(mask, paper))
+                cut = self.cut(working, mask, data)
+                yield Candidate(self._tuned(model, cut, data), at, mask, same(mask, paper))
+
+    def _tuned(self, model: nn.Module, cut: nn.Module, data: Defender) -> nn.Module:
+        """`cut` fine-tuned, in a copy; what is 0 in it and was not in `model` is held there. Without `then`: `cut` itself."""
+        if self.then is None:
+            return cut
+        tuned = copy.deepcopy(cut)
+        dead = [(new == 0) & (old != 0) for new, old in zip(tuned.parameters(), model.parameters(), strict=True)]
+
+        def hold() -> None:
+            for parameter, gone in zip(tuned.parameters(), dead, strict=True):
+                parameter.data.masked_fill_(gone, 0)
+
+        fit(tuned, data.clean, self.then, seed=data.seed, augment=data.augment, after_step=hold, label="fine-tuning")
+        return tuned
 
 
 def same(one: Mask, other: Mask) -> bool:

@@ -14,35 +14,13 @@ from bench.models import ResNet
 from bench.pruning import Sweep, ZScore, conv_bn_pairs, prune
 
 from .vectors import SHAPE, counts
+from .zscores import check_sets, stored_sets
 
 NO_IMAGES = ImageSet(torch.empty(0, *SHAPE, dtype=torch.uint8), torch.empty(0, dtype=torch.int64))
 
 
 def defence(pairing, u=3.0):
     return CLP(pairing, rule=ZScore(u), sweep=Sweep("at", (u,)), zeroes=("weight", "bias"))
-
-
-def stored_sets(arrays, prefix):
-    """u -> BN name -> the indices pruned there, for every u in the file."""
-    sets = {}
-    for key, indices in arrays.items():
-        if found := re.fullmatch(rf"{prefix}([\d.]+)/(.+)", key):
-            sets.setdefault(float(found.group(1)), {})[found.group(2)] = indices
-    return sets
-
-
-def check_sets(mask, sets, scores, u):
-    """The same channels, but for those whose score is within 1e-5 of the threshold; says how many were compared."""
-    assert set(mask) == set(sets)
-    compared = 0
-    for layer, pruned in mask.items():
-        score = scores[layer].astype(np.float64)
-        threshold = score.mean() + u * score.std(ddof=1)
-        clear = np.abs(score - threshold) > 1e-5 * threshold
-        theirs = np.isin(np.arange(len(score)), sets[layer])
-        np.testing.assert_array_equal(pruned.numpy()[clear], theirs[clear], err_msg=f"{layer} at u={u}")
-        compared += int(clear.sum())
-    return compared
 
 
 def wired(model):
@@ -98,7 +76,7 @@ def test_pruned_channels_and_counts(clp_folder):
         rule = ZScore(u)
         mask = rule.mask(scores, u)
         total = sum(len(score) for score in scores.values())
-        assert check_sets(mask, theirs, stored, u) >= 0.99 * total
+        assert check_sets(mask, theirs, stored, u, rtol=1e-5) >= 0.99 * total
         key = tuple(int(pruned.sum()) for pruned in mask.values())
         if key not in evaluated:
             evaluated[key] = evaluate(prune(model, mask, ("weight", "bias")), exam)
@@ -144,7 +122,7 @@ def test_unit_network(clp_unit):
     sets = stored_sets(arrays, "clpnet_pruned_u")
     assert sets
     for u, theirs in sets.items():
-        check_sets(ZScore(u).mask(scores, u), theirs, stored, u)
+        check_sets(ZScore(u).mask(scores, u), theirs, stored, u, rtol=1e-5)
     for key, tensor in arrays.items():
         if found := re.fullmatch(r"clpnet_after_u([\d.]+)/(.+)", key):
             u = float(found.group(1))

@@ -172,6 +172,18 @@ def clp_units(root: Path) -> list[Folder]:
     return [f for f in _folders(root, "unit.npz") if any(k.startswith("clpnet/") for k in f.arrays("unit.npz"))]
 
 
+def bnp(root: Path) -> list[Folder]:
+    return _folders(root, "bnp.npz", "model.npz", "data.npz")
+
+
+def ep(root: Path) -> list[Folder]:
+    return _folders(root, "ep.npz", "model.npz", "data.npz")
+
+
+def entropy_units(root: Path) -> list[Folder]:
+    return [f for f in _folders(root, "unit.npz") if "entropy_x" in f.arrays("unit.npz")]
+
+
 def anp(root: Path) -> list[Folder]:
     return _folders(root, "anp_trace.npz", "model.npz", "data.npz")
 
@@ -188,6 +200,10 @@ def rnp(root: Path) -> list[Folder]:
     return _folders(root, "rnp.json", "rnp_masks.npz", "backdoored_weights.npz", "data.npz")
 
 
+def fmp(root: Path) -> list[Folder]:
+    return _folders(root, "fmp.json", "fmp.npz", "backdoored_weights.npz", "data.npz")
+
+
 KINDS = {
     "entry": entries,
     "trigger_entry": triggers,
@@ -196,9 +212,13 @@ KINDS = {
     "baseline_folder": baselines,
     "clp_folder": clp,
     "clp_unit": clp_units,
+    "bnp_folder": bnp,
+    "ep_folder": ep,
+    "entropy_unit": entropy_units,
     "anp_folder": anp,
     "curve_folder": anp_curves,
     "rnp_folder": rnp,
+    "fmp_folder": fmp,
 }
 """Argument of a test -> where its cases come from."""
 

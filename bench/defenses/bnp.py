@@ -1,0 +1,39 @@
+"""BNP (NeurIPS'22): channels whose clean activations do not fit their BatchNorm statistics carry the trigger.
+
+Zheng et al., "Pre-activation Distributions Expose Backdoor Neurons", Section 4 (BN statistics-based pruning: KL divergence
+of the clean batch from the running statistics); reference: github.com/RJ-T/NIPS2022_EP_BNP, defense.py, `BNP`.
+Departures: images are not augmented. A channel that is constant over the batch has an infinite divergence, which there
+spoils the layer's mean, so that nothing of the layer is pruned; here its variance counts as the BatchNorm's eps, so that it
+alone stands out. A running variance that is not positive is refused by name.
+Not as in BackdoorBench's defense/bnp.py, which leaves out the factor 1/2 of the logarithm, zeroes the bias too, takes
+the statistics of a poisoned batch, and sweeps with a fixed `u`.
+"""
+
+import torch
+
+from bench.defenses.base import PruningDefense
+from bench.errors import UserError
+from bench.pruning import at_norms, batch_norms
+from bench.training import to_unit
+
+
+class BNP(PruningDefense):
+    def score(self, model, data):
+        layers = batch_norms(model, "BNP")
+        seen = at_norms(model, to_unit(data.clean.x), moments, "BNP")
+        return {name: divergence(mean, variance, layers[name], name) for name, (mean, variance) in seen.items()}
+
+
+def moments(x):
+    """Mean and unbiased variance of each channel, over images and pixels."""
+    variance, mean = torch.var_mean(x, dim=(0, 2, 3))
+    return mean, variance
+
+
+def divergence(mean, variance, bn, name):
+    """Per channel: KL(batch || running), both taken as normal distributions."""
+    if not (bn.running_var > 0).all():
+        raise UserError(f"BNP: layer {name} has a running variance that is not positive; was the model ever trained?")
+    m1, v1, m2, v2 = (t.double() for t in (mean, variance, bn.running_mean, bn.running_var))
+    v1 = torch.where(v1 > 0, v1, bn.eps)
+    return (v2 / v1).log() / 2 + (v1 + (m1 - m2) ** 2) / (2 * v2) - 0.5

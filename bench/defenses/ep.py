@@ -1,0 +1,57 @@
+"""EP (NeurIPS'22): on a mix of clean and triggered images, a backdoor channel's activations form two clumps: low entropy.
+
+Zheng et al., "Pre-activation Distributions Expose Backdoor Neurons", Section 4 (entropy-based pruning: differential
+entropy of standardised pre-activations); reference: github.com/RJ-T/NIPS2022_EP_BNP, defense.py, `EP`, `batch_entropy_2`.
+As there, a channel's value on an image is the spatial maximum of its BatchNorm's input, all channels of a layer share bins
+`width` wide from the layer's least value on, bins are open intervals, and the last, incomplete one is left out.
+Departures: images are not augmented. A channel that has one value on all images stops the reference; here it is given the
+mean entropy of its layer, since it tells no image from another, so it is not pruned and leaves the others' threshold alone.
+BackdoorBench's defense/ep.py has bins of 0.1, zeroes the bias too, and draws other images for each threshold.
+"""
+
+import torch
+
+from bench.defenses.base import PruningDefense
+from bench.errors import UserError
+from bench.pruning import at_norms
+from bench.training import to_unit
+
+
+class EP(PruningDefense):
+    needs = "poisoned"
+
+    def __init__(self, width: float, **pruning) -> None:
+        super().__init__(**pruning)
+        self.width = width
+        if not width > 0:
+            raise UserError(f"defense.width={width} must be above 0.")
+
+    def score(self, model, data):
+        if data.poisoned is None or len(data.poisoned) < 2:
+            raise UserError(
+                "EP looks at a mix of clean and poisoned images and was given none: set clean.mix to 2 or more."
+            )
+        peaks = at_norms(model, to_unit(data.poisoned.x), lambda x: x.amax((2, 3)).T.contiguous(), "EP")
+        return {layer: -channel_entropy(values, self.width) for layer, values in peaks.items()}
+
+
+def channel_entropy(values, width):
+    """[channels, images] -> entropy of each channel's standardised values; 0 where a layer has no channel that varies."""
+    varies = values.amax(1) > values.amin(1)
+    entropy = torch.zeros(len(values), device=values.device)
+    if varies.any():
+        rows = values[varies]
+        entropy[varies] = histogram_entropy((rows - rows.mean(1, keepdim=True)) / rows.std(1, keepdim=True), width)
+        entropy[~varies] = entropy[varies].mean()
+    return entropy
+
+
+def histogram_entropy(values, width):
+    """Per row -sum p ln p, p being the share of its values inside each bin; values on a bin's edge are in none."""
+    low, high = values.min(), values.max()
+    edges = low + width * torch.arange(int((high - low) / width) + 1, device=values.device)
+    above, below = torch.searchsorted(edges, values), torch.searchsorted(edges, values, right=True)
+    bins = above.where((above == below) & (above < len(edges)), 0)  # 0: below the first edge, on one, or past the last
+    counts = torch.zeros(len(values), len(edges), device=values.device)
+    shares = counts.scatter_add_(1, bins, torch.ones_like(values))[:, 1:] / values.shape[1]
+    return -torch.xlogy(shares, shares).sum(1)

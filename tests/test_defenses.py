@@ -1,0 +1,114 @@
+"""Bad input and odd networks: one sentence, or an answer that makes sense."""
+
+import pytest
+import torch
+from torch import nn
+
+from bench.data import Augment, Defender, ImageSet
+from bench.defenses.bnp import BNP
+from bench.defenses.ep import EP, channel_entropy
+from bench.defenses.fmp import FMP
+from bench.errors import UserError
+from bench.pruning import OneIn, Sweep, ZScore, prune
+from bench.training import Plan
+
+PRUNING = {"rule": ZScore(1.0), "sweep": Sweep("at", ()), "zeroes": ("weight",)}
+
+
+def images(count=40, seed=0):
+    rng = torch.Generator().manual_seed(seed)
+    x = torch.randint(256, (count, 3, 8, 8), dtype=torch.uint8, generator=rng)
+    return ImageSet(x, torch.arange(count) % 4)
+
+
+def defender(**more):
+    return Defender(images(), (3, 8, 8), 4, Augment(), seed=0, **more)
+
+
+def network(dead=None):
+    """conv-BN-ReLU-pool-linear; the channel `dead` is the same on every image."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
+                          nn.Flatten(), nn.Linear(8, 4)).eval()  # fmt: skip
+    if dead is not None:
+        model[0].weight.data[dead] = 0
+    return model
+
+
+def test_bnp_with_a_constant_channel():
+    """Its score is high but finite, so that the rule still works."""
+    scores = BNP(**PRUNING).score(network(dead=3), defender())["1"]
+    assert scores.isfinite().all() and scores.argmax() == 3
+    assert ZScore(1.0).mask({"1": scores}, 1.0)["1"].nonzero().flatten().tolist() == [3]
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, torch.nan])
+def test_bnp_names_a_bad_running_variance(value):
+    model = network()
+    model[1].running_var[2] = value
+    with pytest.raises(UserError, match="layer 1 has a running variance"):
+        BNP(**PRUNING).score(model, defender())
+
+
+@pytest.mark.parametrize(
+    "defence", [BNP(**PRUNING), EP(0.01, **PRUNING), FMP(8, 0.02, 0.06, **PRUNING)], ids=lambda d: type(d).__name__
+)
+def test_no_batch_norm(defence):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 4))
+    with pytest.raises(UserError, match="no BatchNorm2d"):
+        defence.score(model, defender(poisoned=images()))
+
+
+def test_ep_with_constant_channels():
+    """They count as average: the other channels' scores, and what the rule makes of them, do not change."""
+    values = torch.randn(9, 100, generator=torch.Generator().manual_seed(0))
+    values[4, 50:] += 1000
+    alone, beside = channel_entropy(values, 0.01), channel_entropy(torch.cat([values, torch.full((3, 100), 7.0)]), 0.01)
+    assert beside[:9].equal(alone) and alone.argmin() == 4
+    torch.testing.assert_close(beside[9:], alone.mean().expand(3))
+    assert not ZScore(0.1).mask({"": -beside}, 0.1)[""][9:].any()
+    assert channel_entropy(torch.ones(3, 10), 0.01).tolist() == [0, 0, 0]
+    assert EP(0.01, **PRUNING).score(network(dead=3), defender(poisoned=images()))["1"].isfinite().all()
+
+
+@pytest.mark.parametrize("mix", [None, images(1)], ids=["none", "one image"])
+def test_ep_without_a_mix(mix):
+    with pytest.raises(UserError, match=r"clean\.mix"):
+        EP(0.01, **PRUNING).score(network(), defender(poisoned=mix))
+
+
+@pytest.mark.parametrize("sizes", [(64, 128, 7), (1, 63)], ids=str)
+def test_one_in(sizes):
+    """len // at channels of each layer, the highest, ties in the order of the channels."""
+    rng = torch.Generator().manual_seed(0)
+    scores = {str(n): torch.randint(3, (n,), generator=rng).double() for n in sizes}
+    for at in (1, 2, 3, 7, 16, 64, 1000):
+        for layer, mask in OneIn(64).mask(scores, at).items():
+            order = sorted(range(len(mask)), key=lambda k, s=scores[layer]: (-s[k], k))
+            assert mask.nonzero().flatten().tolist() == sorted(order[: len(mask) // at])
+
+
+def test_fmp_takes_the_convolution_and_its_batch_norm():
+    model = network()
+    defence = FMP(8, 0.02, 0.06, rule=OneIn(4), sweep=Sweep("at", ()), zeroes=("weight",))
+    scores = defence.score(model, defender())
+    assert list(scores) == ["0"] and ((scores["0"] >= 0) & (scores["0"] <= 1)).all()
+    gone = OneIn(4).mask(scores, 4)["0"]
+    cut = defence.cut(network(), {"0": gone}, defender())
+    assert int(gone.sum()) == 2
+    for before, after in ((model[0].weight, cut[0].weight), (model[1].weight, cut[1].weight)):
+        assert not after[gone].any() and after[~gone].equal(before[~gone])
+    assert cut[0].bias.equal(model[0].bias) and cut[1].bias.equal(model[1].bias)
+
+
+def test_fine_tuning_after_pruning():
+    """The points are those without it; each is tuned from its own cut, and what is pruned stays so."""
+    model, plan = network(), Plan(epochs=2, batch_size=16, lr=0.1, weight_decay=0.1)
+    pruning = PRUNING | {"rule": ZScore(1.0), "sweep": Sweep("number", (1, 3))}
+    plain, tuned = (list(BNP(**pruning, then=then).repair(model, defender()).candidates) for then in (None, plan))
+    assert [c.at for c in plain] == [c.at for c in tuned] and len(tuned) > 2
+    for candidate in tuned[1:]:
+        gone = candidate.mask["1"]
+        cut = prune(model, candidate.mask)
+        assert not candidate.model[1].weight[gone].any() and candidate.model[1].weight[~gone].all()
+        assert not candidate.model[5].weight.equal(cut[5].weight)
