@@ -8,8 +8,9 @@ from bench.data import Augment, Defender, ImageSet
 from bench.defenses.bnp import BNP
 from bench.defenses.ep import EP, channel_entropy
 from bench.defenses.fmp import FMP
+from bench.defenses.fp import FP
 from bench.errors import UserError
-from bench.pruning import OneIn, Sweep, ZScore, prune
+from bench.pruning import OneIn, Share, Sweep, ZScore, by_rank, count, prune
 from bench.training import Plan
 
 PRUNING = {"rule": ZScore(1.0), "sweep": Sweep("at", ()), "zeroes": ("weight",)}
@@ -86,6 +87,31 @@ def test_one_in(sizes):
         for layer, mask in OneIn(64).mask(scores, at).items():
             order = sorted(range(len(mask)), key=lambda k, s=scores[layer]: (-s[k], k))
             assert mask.nonzero().flatten().tolist() == sorted(order[: len(mask) // at])
+
+
+def test_share():
+    """At most that share of all channels, as many as ties allow; a count of channels gives its share back."""
+    scores = {"a": torch.tensor([5.0, 1, 1, 0]), "b": torch.tensor([4.0, 3, 1, -2, -2, -3])}
+    counts = {0.0: 0, 0.05: 0, 0.1: 1, 0.3: 3, 0.4: 3, 0.59: 3, 0.6: 6, 0.7: 7, 0.8: 7, 0.9: 9, 1.0: 10}
+    for at, number in counts.items():
+        mask = Share(0.5).mask(scores, at)
+        assert count(mask) == number, at
+        if number:
+            found, same = by_rank(Share(0.5), scores, number)
+            assert found == pytest.approx(number / 10) and all(same[layer].equal(mask[layer]) for layer in scores)
+
+
+def test_fp_takes_the_sleeping_inputs_of_the_classifier():
+    model, data = network(), defender()
+    defence = FP(rule=Share(0.25), sweep=Sweep("at", ()), zeroes=("weight",))
+    scores = defence.score(model, data)
+    active = model[:5](data.clean.x / 255).mean(0)
+    mask = Share(0.25).mask(scores, 0.25)
+    assert mask["5"].nonzero().flatten().tolist() == sorted(active.argsort()[:2].tolist())
+    cut = defence.cut(network(), mask, data)
+    assert not cut[5].weight[:, mask["5"]].any() and cut[5].weight[:, ~mask["5"]].equal(model[5].weight[:, ~mask["5"]])
+    with pytest.raises(UserError, match="last Linear"):
+        defence.score(model[:2], data)
 
 
 def test_fmp_takes_the_convolution_and_its_batch_norm():
