@@ -9,6 +9,7 @@ from bench.defenses.bnp import BNP
 from bench.defenses.ep import EP, channel_entropy
 from bench.defenses.fmp import FMP
 from bench.defenses.fp import FP
+from bench.defenses.ftsam import FTSAM
 from bench.errors import UserError
 from bench.pruning import OneIn, Share, Sweep, ZScore, by_rank, count, prune
 from bench.training import Plan
@@ -138,3 +139,31 @@ def test_fine_tuning_after_pruning():
         cut = prune(model, candidate.mask)
         assert not candidate.model[1].weight[gone].any() and candidate.model[1].weight[~gone].all()
         assert not candidate.model[5].weight.equal(cut[5].weight)
+
+
+def test_ftsam_steps_along_the_slope_at_the_perturbed_weights():
+    """One step of the bench's loop against the method written out by hand; statistics move once a batch."""
+    data = defender()
+    rho, lr, smoothing = 0.5, 0.1, 0.1
+    plan = Plan(epochs=1, batch_size=len(data.clean), lr=lr, momentum=0.0, augment=False)
+    (tuned,) = FTSAM(plan, rho, smoothing).repair(network(), data).candidates
+
+    def loss(model):
+        wanted = torch.full((len(data.clean), 4), smoothing / 3)
+        wanted[torch.arange(len(data.clean)), data.clean.y] = 1 - smoothing
+        return -(wanted * model(data.clean.x / 255).log_softmax(1)).sum(1).mean()
+
+    model = network().train()
+    before = [w.detach().clone() for w in model.parameters()]
+    loss(model).backward()
+    statistics = model[1].running_mean.clone()
+    slopes = [w.grad.clone() for w in model.parameters()]
+    size = torch.cat([(w * g).flatten() for w, g in zip(before, slopes, strict=True)]).norm()
+    for w, g in zip(model.parameters(), slopes, strict=True):
+        w.data += w.data**2 * g * rho / size
+        w.grad = None
+    loss(model).backward()
+    for found, w, now in zip(tuned.model.parameters(), before, model.parameters(), strict=True):
+        torch.testing.assert_close(found.detach(), w - lr * now.grad, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(tuned.model[1].running_mean, statistics)
+    assert tuned.model[1].momentum == 0.1
