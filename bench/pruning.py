@@ -86,12 +86,22 @@ class OneIn(Rule):
     """
 
     def levels(self, scores: Scores) -> Scores:
-        return {layer: len(s) / (1.0 + _ranks(s)) for layer, s in scores.items()}
+        order = {layer: s.argsort(descending=True, stable=True) for layer, s in scores.items()}
+        return {layer: len(highest) / (1.0 + highest.argsort().double()) for layer, highest in order.items()}
 
 
-def _ranks(score: Tensor) -> Tensor:
-    """0 for the highest, and so on; of equal ones the first comes first."""
-    return score.sort(descending=True, stable=True).indices.argsort().double()
+class Share(Rule):
+    """Prunes the share `at` of all channels: the highest scores over all layers. Tied channels go together or stay."""
+
+    def levels(self, scores: Scores) -> Scores:
+        every = torch.cat(list(scores.values())).sort().values
+        return {layer: torch.searchsorted(every, s).double() / len(every) - 1 for layer, s in scores.items()}
+
+    def cut(self, at: float) -> float:
+        return -at
+
+    def number(self, level: float) -> float:
+        return -level
 
 
 def by_rank(rule: Rule, scores: Scores, count: int) -> tuple[float, Mask]:
@@ -193,21 +203,12 @@ def at_norms(model: nn.Module, x: Tensor, look: Callable[[Tensor], T], method: s
 
     In the order of `named_modules()`. Layers that the pass does not reach are left out. The inputs are not kept.
     """
-    names = {module: name for name, module in batch_norms(model, method).items()}
-    seen: dict[str, T] = {}
-
-    def before_norm(module: nn.BatchNorm2d, inputs: tuple[Tensor, ...]) -> None:
-        seen[names[module]] = look(inputs[0])
-
-    hooks = [bn.register_forward_pre_hook(before_norm) for bn in names]
-    training = model.training
-    try:
-        model.eval()(x)
-    finally:
-        model.train(training)
-        for hook in hooks:
-            hook.remove()
-    return {name: seen[name] for name in names.values() if name in seen}
+    model, seen = copy.deepcopy(model).eval(), {}
+    layers = batch_norms(model, method)
+    for name, bn in layers.items():
+        bn.register_forward_pre_hook(lambda _, inputs, name=name: seen.update({name: look(inputs[0])}))
+    model(x)
+    return {name: seen[name] for name in layers if name in seen}
 
 
 # -- soft masks --------------------------------------------------------------------------------------------------------

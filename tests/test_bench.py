@@ -71,6 +71,21 @@ def test_the_folder_depends_on_what_is_composed_not_on_what_was_typed(tmp_path):
     assert len(records(tmp_path)) == 3 and len(cards(tmp_path)) == 2
 
 
+def test_a_poisoned_mix_goes_to_defences_that_need_one(tmp_path):
+    """The record says how many images it had; a mix that cannot be drawn is one sentence, and the backdoor is kept."""
+    base = [*QUICK, f"runs={tmp_path}"]
+    status, said = bench("-m", "defense=none,ep", "clean.mix=150", *base)
+    assert status == 0, said
+    assert {r["defense"]: (r["needs"], r["mix"]) for r in records(tmp_path)} == {
+        "none": ("nothing", 0),
+        "ep": ("poisoned", 150),
+    }
+    for size in ("100000", "null"):
+        status, said = bench("defense=ep", f"clean.mix={size}", *base)
+        assert status == 1 and "must be at least 1 and at most 1097" in said and "Traceback" not in said
+    assert len(cards(tmp_path)) == 1
+
+
 def test_the_same_config_gives_the_same_numbers(tmp_path):
     """In another folder, another process, and with the backdoor trained or only loaded."""
     for place in ("a", "b"):

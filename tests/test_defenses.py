@@ -8,8 +8,10 @@ from bench.data import Augment, Defender, ImageSet
 from bench.defenses.bnp import BNP
 from bench.defenses.ep import EP, channel_entropy
 from bench.defenses.fmp import FMP
+from bench.defenses.fp import FP
+from bench.defenses.ftsam import FTSAM
 from bench.errors import UserError
-from bench.pruning import OneIn, Sweep, ZScore, prune
+from bench.pruning import OneIn, Share, Sweep, ZScore, by_rank, count, prune
 from bench.training import Plan
 
 PRUNING = {"rule": ZScore(1.0), "sweep": Sweep("at", ()), "zeroes": ("weight",)}
@@ -88,6 +90,31 @@ def test_one_in(sizes):
             assert mask.nonzero().flatten().tolist() == sorted(order[: len(mask) // at])
 
 
+def test_share():
+    """At most that share of all channels, as many as ties allow; a count of channels gives its share back."""
+    scores = {"a": torch.tensor([5.0, 1, 1, 0]), "b": torch.tensor([4.0, 3, 1, -2, -2, -3])}
+    counts = {0.0: 0, 0.05: 0, 0.1: 1, 0.3: 3, 0.4: 3, 0.59: 3, 0.6: 6, 0.7: 7, 0.8: 7, 0.9: 9, 1.0: 10}
+    for at, number in counts.items():
+        mask = Share(0.5).mask(scores, at)
+        assert count(mask) == number, at
+        if number:
+            found, same = by_rank(Share(0.5), scores, number)
+            assert found == pytest.approx(number / 10) and all(same[layer].equal(mask[layer]) for layer in scores)
+
+
+def test_fp_takes_the_sleeping_inputs_of_the_classifier():
+    model, data = network(), defender()
+    defence = FP(rule=Share(0.25), sweep=Sweep("at", ()), zeroes=("weight",))
+    scores = defence.score(model, data)
+    active = model[:5](data.clean.x / 255).mean(0)
+    mask = Share(0.25).mask(scores, 0.25)
+    assert mask["5"].nonzero().flatten().tolist() == sorted(active.argsort()[:2].tolist())
+    cut = defence.cut(network(), mask, data)
+    assert not cut[5].weight[:, mask["5"]].any() and cut[5].weight[:, ~mask["5"]].equal(model[5].weight[:, ~mask["5"]])
+    with pytest.raises(UserError, match="last Linear"):
+        defence.score(model[:2], data)
+
+
 def test_fmp_takes_the_convolution_and_its_batch_norm():
     model = network()
     defence = FMP(8, 0.02, 0.06, rule=OneIn(4), sweep=Sweep("at", ()), zeroes=("weight",))
@@ -112,3 +139,31 @@ def test_fine_tuning_after_pruning():
         cut = prune(model, candidate.mask)
         assert not candidate.model[1].weight[gone].any() and candidate.model[1].weight[~gone].all()
         assert not candidate.model[5].weight.equal(cut[5].weight)
+
+
+def test_ftsam_steps_along_the_slope_at_the_perturbed_weights():
+    """One step of the bench's loop against the method written out by hand; statistics move once a batch."""
+    data = defender()
+    rho, lr, smoothing = 0.5, 0.1, 0.1
+    plan = Plan(epochs=1, batch_size=len(data.clean), lr=lr, momentum=0.0, augment=False)
+    (tuned,) = FTSAM(plan, rho, smoothing).repair(network(), data).candidates
+
+    def loss(model):
+        wanted = torch.full((len(data.clean), 4), smoothing / 3)
+        wanted[torch.arange(len(data.clean)), data.clean.y] = 1 - smoothing
+        return -(wanted * model(data.clean.x / 255).log_softmax(1)).sum(1).mean()
+
+    model = network().train()
+    before = [w.detach().clone() for w in model.parameters()]
+    loss(model).backward()
+    statistics = model[1].running_mean.clone()
+    slopes = [w.grad.clone() for w in model.parameters()]
+    size = torch.cat([(w * g).flatten() for w, g in zip(before, slopes, strict=True)]).norm()
+    for w, g in zip(model.parameters(), slopes, strict=True):
+        w.data += w.data**2 * g * rho / size
+        w.grad = None
+    loss(model).backward()
+    for found, w, now in zip(tuned.model.parameters(), before, model.parameters(), strict=True):
+        torch.testing.assert_close(found.detach(), w - lr * now.grad, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(tuned.model[1].running_mean, statistics)
+    assert tuned.model[1].momentum == 0.1

@@ -196,7 +196,7 @@ class PoisonAttack(Attack):
 
 def draw_mix(count: int, size: int, seed: int) -> Tensor:
     """`size` of 0..count-1, in random order."""
-    if not 0 < size <= count:
+    if not 0 < (size or 0) <= count:
         raise UserError(f"clean.mix={size} must be at least 1 and at most {count}, the number of training images.")
     return torch.randperm(count, generator=generator(seed, "mix"))[:size]
 

@@ -34,6 +34,6 @@ def divergence(mean, variance, bn, name):
     """Per channel: KL(batch || running), both taken as normal distributions."""
     if not (bn.running_var > 0).all():
         raise UserError(f"BNP: layer {name} has a running variance that is not positive; was the model ever trained?")
-    m1, v1, m2, v2 = (t.double() for t in (mean, variance, bn.running_mean, bn.running_var))
+    m1, v1, m2, v2 = (t.cpu().double() for t in (mean, variance, bn.running_mean, bn.running_var))
     v1 = torch.where(v1 > 0, v1, bn.eps)
     return (v2 / v1).log() / 2 + (v1 + (m1 - m2) ** 2) / (2 * v2) - 0.5
