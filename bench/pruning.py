@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from bench.errors import UserError
+from bench.layers import batch_norms
 
-T = TypeVar("T")
 Scores = dict[str, Tensor]
 """Layer name -> one number per channel, in the order of `named_modules()`; higher = more suspicious."""
 Mask = dict[str, Tensor]
@@ -137,78 +136,6 @@ def prune(model: nn.Module, mask: Mask, zeroes: Iterable[str] = ("weight",)) -> 
 
 def count(mask: Mask) -> int:
     return sum(int(pruned.sum()) for pruned in mask.values())
-
-
-# -- look at the network -----------------------------------------------------------------------------------------------
-def batch_norms(model: nn.Module, method: str = "this method") -> dict[str, nn.BatchNorm2d]:
-    """The BatchNorm2d layers with a weight, by name, in the order of `named_modules()`. Raises UserError if there are none."""
-    found = {name: m for name, m in model.named_modules() if isinstance(m, nn.BatchNorm2d) and m.affine}
-    if not found:
-        raise UserError(
-            f"{method} prunes BatchNorm2d channels, and this {type(model).__name__} has no BatchNorm2d layer."
-        )
-    return found
-
-
-def conv_bn_pairs(model: nn.Module, shape: tuple[int, int, int], pairing: str = "dataflow") -> dict[str, nn.Conv2d]:
-    """Which convolution feeds each BatchNorm2d: BN name -> Conv2d. BN layers fed by anything else are left out.
-
-    `dataflow` follows an image through the network and pairs a BN with the conv whose very output it reads: right for
-    pre-activation, dense and any other wiring. `registration_order` is the published shortcut, "the conv registered
-    last before this BN", which mis-pairs pre-activation networks.
-
-    `shape`: (channels, height, width) of one image, used by `dataflow` only.
-    """
-    if pairing == "registration_order":
-        pairs, conv = {}, None
-        for name, module in model.named_modules():
-            if isinstance(module, nn.Conv2d):
-                conv = module
-            elif isinstance(module, nn.BatchNorm2d) and module.affine and conv is not None:
-                pairs[name] = conv
-        return pairs
-    if pairing != "dataflow":
-        raise UserError(f"pairing={pairing} is unknown: use dataflow or registration_order.")
-
-    names = {module: name for name, module in batch_norms(model, "pairing").items()}
-    # Outputs are kept alive, so no two share an id; the version tells an output changed in place (ReLU) from an untouched one.
-    written: list[tuple[Tensor, int, nn.Conv2d]] = []
-    read: dict[str, nn.Conv2d] = {}
-
-    def after_conv(module: nn.Conv2d, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        written.append((output, output._version, module))
-
-    def before_norm(module: nn.BatchNorm2d, inputs: tuple[Tensor, ...]) -> None:
-        for output, version, conv in written:
-            if output is inputs[0] and output._version == version:
-                read[names[module]] = conv
-
-    hooks = [m.register_forward_hook(after_conv) for m in model.modules() if isinstance(m, nn.Conv2d)]
-    hooks += [m.register_forward_pre_hook(before_norm) for m in names]
-    training = model.training
-    weight = next(model.parameters())
-    try:
-        with torch.no_grad():
-            model.eval()(torch.zeros(2, *shape, device=weight.device, dtype=weight.dtype))
-    finally:
-        model.train(training)
-        for hook in hooks:
-            hook.remove()
-    return {name: read[name] for name in names.values() if name in read}
-
-
-@torch.no_grad()
-def at_norms(model: nn.Module, x: Tensor, look: Callable[[Tensor], T], method: str = "this method") -> dict[str, T]:
-    """One pass of the images `x` (in [0, 1]) in eval mode: BN name -> what `look` makes of that layer's input.
-
-    In the order of `named_modules()`. Layers that the pass does not reach are left out. The inputs are not kept.
-    """
-    model, seen = copy.deepcopy(model).eval(), {}
-    layers = batch_norms(model, method)
-    for name, bn in layers.items():
-        bn.register_forward_pre_hook(lambda _, inputs, name=name: seen.update({name: look(inputs[0])}))
-    model(x)
-    return {name: seen[name] for name in layers if name in seen}
 
 
 # -- soft masks --------------------------------------------------------------------------------------------------------

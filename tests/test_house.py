@@ -16,10 +16,11 @@ ALLOWED = {  # module (or package) -> what of the project it may import; imports
     "bench.files": set(),
     "bench.data": {"bench.errors"},
     "bench.models": {"bench.errors"},
-    "bench.pruning": {"bench.errors"},
+    "bench.layers": {"bench.errors"},
+    "bench.pruning": {"bench.errors", "bench.layers"},
     "bench.training": {"bench.data", "bench.errors", "bench.progress"},
     "bench.attacks": {"bench.attacks", "bench.data", "bench.errors"},
-    "bench.defenses": {"bench.defenses", "bench.data", "bench.errors", "bench.pruning", "bench.training"},
+    "bench.defenses": {"bench.defenses", "bench.data", "bench.errors", "bench.layers", "bench.pruning", "bench.training"},
     "bench.datasets": {"bench.data", "bench.errors", "bench.files", "bench.progress"},
     "bench.metrics": {"bench.attacks", "bench.data", "bench.errors", "bench.training"},
     "bench.curve": {"bench.data", "bench.defenses", "bench.metrics"},
@@ -109,5 +110,5 @@ def test_files_stay_short():
     for path in SOURCES:
         lines = len(path.read_text().splitlines())
         method = path.parent.name in ("attacks", "defenses") and path.stem not in ("base", "patterns")
-        limit = 90 if method else 125 if path.stem == "run" else 300
+        limit = 90 if method else 125 if path.stem == "run" else 270
         assert lines <= limit, f"{path} has {lines} lines, more than {limit}"

@@ -11,8 +11,9 @@ from torch.nn import functional as F
 
 from bench.defenses.clp import lipschitz
 from bench.errors import UserError
+from bench.layers import conv_bn_pairs
 from bench.models import preactresnet18, resnet18, vgg
-from bench.pruning import MaskBelow, Sweep, Threshold, ZScore, apply, by_rank, conv_bn_pairs, count, gates, prune
+from bench.pruning import MaskBelow, Sweep, Threshold, ZScore, apply, by_rank, count, gates, prune
 
 layer = st.lists(st.integers(-50, 50), min_size=1, max_size=12).map(lambda v: torch.tensor(v, dtype=torch.float64) / 10)
 layers = st.dictionaries(st.sampled_from("abc"), layer, min_size=1)

@@ -13,7 +13,7 @@ import torch
 
 from bench.defenses.base import PruningDefense
 from bench.errors import UserError
-from bench.pruning import at_norms, batch_norms
+from bench.layers import at_norms, batch_norms
 from bench.training import to_unit
 
 

@@ -12,7 +12,7 @@ import torch
 
 from bench.defenses.base import PruningDefense
 from bench.errors import UserError
-from bench.pruning import batch_norms, conv_bn_pairs
+from bench.layers import batch_norms, conv_bn_pairs
 
 
 class CLP(PruningDefense):

@@ -18,7 +18,8 @@ from torch import nn
 from bench.data import generator
 from bench.defenses.base import PruningDefense
 from bench.errors import UserError
-from bench.pruning import apply, batch_norms, conv_bn_pairs
+from bench.layers import batch_norms, conv_bn_pairs
+from bench.pruning import apply
 from bench.training import to_unit
 
 

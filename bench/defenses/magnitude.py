@@ -5,7 +5,7 @@ one threshold for the whole network). Departures: the network is not trained for
 """
 
 from bench.defenses.base import PruningDefense
-from bench.pruning import batch_norms
+from bench.layers import batch_norms
 
 
 class Magnitude(PruningDefense):

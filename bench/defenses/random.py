@@ -4,7 +4,7 @@ import torch
 
 from bench.data import generator
 from bench.defenses.base import PruningDefense
-from bench.pruning import batch_norms
+from bench.layers import batch_norms
 
 
 class Random(PruningDefense):

@@ -12,8 +12,9 @@ import bench.defenses.anp
 import bench.training
 from bench.data import ImageSet
 from bench.defenses.anp import ANP
+from bench.layers import batch_norms
 from bench.metrics import evaluate
-from bench.pruning import MaskBelow, Sweep, batch_norms, by_rank, count, prune
+from bench.pruning import MaskBelow, Sweep, by_rank, count, prune
 from bench.training import Plan
 
 from .vectors import chw, counts, spread

@@ -5,7 +5,8 @@ import torch
 
 from bench.data import ImageSet
 from bench.defenses.bnp import BNP, divergence, moments
-from bench.pruning import Sweep, ZScore, at_norms, batch_norms
+from bench.layers import at_norms, batch_norms
+from bench.pruning import Sweep, ZScore
 from bench.training import to_unit
 
 from .vectors import chw

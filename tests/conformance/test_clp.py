@@ -9,9 +9,10 @@ from torch import nn
 
 from bench.data import ImageSet
 from bench.defenses.clp import CLP
+from bench.layers import conv_bn_pairs
 from bench.metrics import evaluate
 from bench.models import ResNet
-from bench.pruning import Sweep, ZScore, conv_bn_pairs, prune
+from bench.pruning import Sweep, ZScore, prune
 
 from .vectors import SHAPE, counts
 from .zscores import check_sets, stored_sets

@@ -10,7 +10,8 @@ import torch
 
 from bench.data import ImageSet
 from bench.defenses.ep import EP, channel_entropy, histogram_entropy
-from bench.pruning import Sweep, ZScore, at_norms
+from bench.layers import at_norms
+from bench.pruning import Sweep, ZScore
 from bench.training import to_unit
 
 from .vectors import chw

@@ -10,8 +10,9 @@ import torch
 import bench.defenses.rnp
 import bench.training
 from bench.defenses.rnp import RNP
+from bench.layers import batch_norms
 from bench.metrics import evaluate
-from bench.pruning import MaskBelow, Sweep, batch_norms, count, prune
+from bench.pruning import MaskBelow, Sweep, count, prune
 from bench.training import Plan
 
 from . import vectors
