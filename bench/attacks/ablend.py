@@ -12,7 +12,7 @@ import math
 import torch
 
 from bench.attacks.base import PoisonAttack
-from bench.attacks.patterns import Overlay, noise, read_image
+from bench.attacks.patterns import Overlay, picture
 from bench.data import generator
 from bench.errors import UserError
 
@@ -54,7 +54,6 @@ class AdapBlend(PoisonAttack):
     def __init__(self, shape, num_classes, poison_rate: float, cover_rate: float, alpha: float, test_alpha: float,
                  pieces=16, mask_rate=0.5, pattern="gaussian", pattern_seed=0, target=0, victims="all"):  # fmt: skip
         super().__init__(shape, num_classes, poison_rate, victims, cover_rate=cover_rate)
-        drawn = pattern in ("gaussian", "binary", "uniform")
-        image = noise(pattern, shape, pattern_seed) if drawn else read_image(pattern, shape)
+        image = picture(pattern, shape, pattern_seed)
         facts = {"num_classes": num_classes, "target": target}
         self.trigger = PieceBlend(image, alpha, test_alpha, pieces, mask_rate, **facts)

@@ -8,13 +8,12 @@ of the data's size. Departures: the references ship pattern files (Hello Kitty, 
 import torch
 
 from bench.attacks.base import PoisonAttack
-from bench.attacks.patterns import Overlay, noise, read_image
+from bench.attacks.patterns import Overlay, picture
 
 
 class Blend(PoisonAttack):
     def __init__(self, shape, num_classes, poison_rate: float, alpha: float, pattern="gaussian",
                  pattern_seed=0, target=0, labels="all2one", victims="all", base="train"):  # fmt: skip
         super().__init__(shape, num_classes, poison_rate, victims, base)
-        drawn = pattern in ("gaussian", "binary", "uniform")
-        image = noise(pattern, shape, pattern_seed) if drawn else read_image(pattern, shape)
+        image = picture(pattern, shape, pattern_seed)
         self.trigger = Overlay(image, torch.ones(1, *shape[1:]), alpha, num_classes, target, labels)

@@ -67,6 +67,11 @@ def noise(kind: str, shape: tuple[int, int, int], seed: int) -> Tensor:
     return torch.randint(256, shape, generator=rng)
 
 
+def picture(pattern: str, shape: tuple[int, int, int], seed: int) -> Tensor:
+    """The noise image of that kind, or the user's image in that file: [C, H, W], 0..255."""
+    return noise(pattern, shape, seed) if pattern in ("gaussian", "binary", "uniform") else read_image(pattern, shape)
+
+
 def read_image(path: str, shape: tuple[int, int, int]) -> Tensor:
     """A user's pattern image as [C, H, W], 0..255. Raises UserError unless it is there, readable, and of the images' size."""
     if not Path(path).is_file():
