@@ -45,7 +45,7 @@ def show(record: Mapping[str, Any], folder: Path) -> None:
         )
     Console(highlight=False).print(table)
     print(
-        f"ACC on {r['clean']} clean test images, ASR and RA on {r['triggered']} triggered non-target ones; all in {folder}"
+        f"ACC on {r['clean']} clean test images, ASR and RA on {r['triggered']} triggered ones, none of the target class; all in {folder}"
     )
 
 
