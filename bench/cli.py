@@ -44,9 +44,8 @@ def show(record: Mapping[str, Any], folder: Path) -> None:
             style="bold" if rule == r["rule"] else "dim",
         )
     Console(highlight=False).print(table)
-    print(
-        f"ACC on {r['clean']} clean test images, ASR and RA on {r['triggered']} triggered ones, none of the target class; all in {folder}"
-    )
+    counts = f"ACC on {r['clean']} clean test images, ASR and RA on {r['triggered']} triggered ones, none of the target class"
+    print(f"{counts}; all in {folder}")
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
