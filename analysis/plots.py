@@ -95,7 +95,8 @@ def draw_curves(part: SubFigure, sheet: Sheet, points: pd.DataFrame, rule: str) 
 def counting(ax: Axes, largest: float) -> None:
     """A logarithmic axis for counts that has a place for 0."""
     ax.set_xscale("symlog", linthresh=1, linscale=0.3)
-    ticks = [0, *(10**k for k in range(7) if 10**k <= largest)]
+    steps = (1, 3) if largest < 1000 else (1,)  # more labels would touch each other
+    ticks = [0, *(n * 10**k for k in range(7) for n in steps if n * 10**k <= largest)]
     ax.set_xticks(ticks, [str(tick) for tick in ticks])
     ax.minorticks_off()
     ax.set_xlim(-0.15, largest * 1.15)
