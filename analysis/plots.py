@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import io
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from analysis import command
 from analysis.load import Problem, curves, load
 from analysis.operating_point import SENTENCES
 from analysis.render import plain, write
@@ -189,28 +189,23 @@ def draw(frame: pd.DataFrame, problems: Sequence[Problem], rule: str, out: Path)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m analysis.plots",
-        description="Draws curves and tradeoff, each as PNG, PDF and SVG, of all finished cells.",
+    parser = command.parser(
+        "plots",
+        "Draws curves and tradeoff, each as PNG, PDF and SVG, of all finished cells.",
+        "plots",
     )
-    parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where the results are (runs)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where the files go (plots, inside the results)")
     parser.add_argument(
         "--select", choices=list(SENTENCES), default="clean_drop", help="which operating points to mark"
     )
     options = parser.parse_args(arguments)
     cells, problems = load(options.runs)
     if not len(cells):
-        print(
-            f"There is no finished cell in {options.runs}: run bench/run.py first, or say --runs DIR.", file=sys.stderr
-        )
-        return 1
+        return command.no_cell(options.runs)
     out = options.out or options.runs / "plots"
     try:
         names, unread = draw(cells, problems, options.select, out)
     except OSError as error:
-        print(f"cannot write to {out}: {error.strerror}. Choose another place with --out DIR.", file=sys.stderr)
-        return 1
+        return command.no_room(out, error)
     for problem in [*problems, *unread]:
         print(plain(str(problem)), file=sys.stderr)
     print(f"In {out}: {', '.join(names)}.")

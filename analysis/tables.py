@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis import render
+from analysis import command, render
 from analysis.load import AXES, METRICS, Problem, load
 from analysis.operating_point import SENTENCES
 from analysis.render import Entry, Grid, Table
@@ -158,12 +157,11 @@ def make(root: Path, select: str) -> tuple[dict[str, str], list[Problem]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m analysis.tables",
-        description="Prints the tables of all finished cells as Markdown and writes table.md, table.csv and table.tex.",
+    parser = command.parser(
+        "tables",
+        "Prints the tables of all finished cells as Markdown and writes table.md, table.csv and table.tex.",
+        "tables",
     )
-    parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where the results are (runs)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where the files go (tables, inside the results)")
     parser.add_argument(
         "--select",
         choices=[*SENTENCES, "all"],
@@ -177,17 +175,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for problem in problems:
         print(render.plain(str(problem)), file=sys.stderr)
     if not texts:
-        print(
-            f"There is no finished cell in {options.runs}: run bench/run.py first, or say --runs DIR.", file=sys.stderr
-        )
-        return 1
+        return command.no_cell(options.runs)
     out = options.out or options.runs / "tables"
     try:
         for name, text in texts.items():
             render.write(out / name, text)
     except OSError as error:
-        print(f"cannot write to {out}: {error.strerror}. Choose another place with --out DIR.", file=sys.stderr)
-        return 1
+        return command.no_room(out, error)
     print(texts["table.md"], end="")
     print(f"Also in {out}: {', '.join(texts)}.", file=sys.stderr)
     return 0

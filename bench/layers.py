@@ -24,6 +24,16 @@ def batch_norms(model: nn.Module, method: str = "this method") -> dict[str, nn.B
     return found
 
 
+def running_variance(bn: nn.BatchNorm2d, layer: str, method: str) -> Tensor:
+    """[channels], all positive. Raises UserError if one is zero, negative or NaN."""
+    variance = bn.running_var
+    if variance is None or not (variance > 0).all():
+        raise UserError(
+            f"{method}: layer {layer} has a running variance that is not positive; was the model ever trained?"
+        )
+    return variance
+
+
 def conv_bn_pairs(model: nn.Module, shape: tuple[int, int, int], pairing: str = "dataflow") -> dict[str, nn.Conv2d]:
     """Which convolution feeds each BatchNorm2d: BN name -> Conv2d. BN layers fed by anything else are left out.
 

@@ -34,11 +34,10 @@ def points(
 
 
 def before(metrics: Metrics, select_acc: float) -> dict[str, Any]:
-    names = {"acc": metrics.acc, "asr": metrics.asr, "ra": metrics.ra, "right": metrics.right, "hit": metrics.hit}
-    return {f"{k}_before": v for k, v in (names | {"robust": metrics.robust, "select_acc": select_acc}).items()} | {
-        "clean": metrics.clean,
-        "triggered": metrics.triggered,
-    }
+    """The columns `acc_before`, `asr_before`, ..., and the two numbers of images that hold before and after."""
+    names = ("acc", "asr", "ra", "right", "hit", "robust")
+    columns = {f"{name}_before": getattr(metrics, name) for name in names} | {"select_acc_before": select_acc}
+    return columns | {"clean": metrics.clean, "triggered": metrics.triggered}
 
 
 def cost(scores: Scores | None, repair: float, total: float) -> dict[str, Any]:

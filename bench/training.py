@@ -121,7 +121,7 @@ def fit(
     optimizer = torch.optim.SGD(
         chosen, lr=plan.lr, momentum=plan.momentum, weight_decay=plan.weight_decay, nesterov=plan.nesterov
     )
-    draws = len(epoch_order(len(data), plan, seed, 0))
+    draws = len(data) if plan.iterations is None else plan.iterations * plan.batch_size
     drop = plan.drop_last and draws > plan.batch_size
     steps = draws // plan.batch_size if drop else -(-draws // plan.batch_size)
     passes = plan.epochs if plan.iterations is None else 1

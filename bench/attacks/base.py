@@ -145,10 +145,6 @@ class PoisonAttack(Attack):
         pools = {"all": everyone, "non_target": everyone[labels != target], "target": everyone[labels == target]}
         return pools[self.victims], None
 
-    def choose(self, labels: np.ndarray, rng: Permuter) -> np.ndarray:
-        """Indices of the images to poison, in the order drawn."""
-        return self.split(labels, rng)[0]
-
     def split(self, labels: np.ndarray, rng: Permuter) -> tuple[np.ndarray, np.ndarray]:
         """(indices of the images to poison, indices of the cover images), in the order drawn; no image is in both.
 

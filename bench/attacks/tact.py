@@ -44,13 +44,12 @@ class TaCT(PoisonAttack):
     def pools(self, labels):
         return np.flatnonzero(labels == self.source_class), np.flatnonzero(np.isin(labels, self.cover_classes))
 
-    @torch.no_grad()
     def inject(self, model, data, fit, seed):
-        with torch.enable_grad():
-            facts = super().inject(model, data, fit, seed)
+        facts = super().inject(model, data, fit, seed)
         others = data.test[
             ((data.test.y != self.source_class) & (data.test.y != self.trigger.target)).nonzero().flatten()
         ]
         triggered = self.trigger.to(others.x.device).stamp(others.x).split(512)
-        hits = sum(int((model(x.float() / 255).argmax(1) == self.trigger.target).sum()) for x in triggered)
+        with torch.no_grad():
+            hits = sum(int((model(x.float() / 255).argmax(1) == self.trigger.target).sum()) for x in triggered)
         return facts | {"others_hit": 100 * hits / max(len(others), 1)}

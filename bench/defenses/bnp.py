@@ -12,8 +12,7 @@ the statistics of a poisoned batch, and sweeps with a fixed `u`.
 import torch
 
 from bench.defenses.base import PruningDefense
-from bench.errors import UserError
-from bench.layers import at_norms, batch_norms
+from bench.layers import at_norms, batch_norms, running_variance
 from bench.training import to_unit
 
 
@@ -32,8 +31,7 @@ def moments(x):
 
 def divergence(mean, variance, bn, name):
     """Per channel: KL(batch || running), both taken as normal distributions."""
-    if not (bn.running_var > 0).all():
-        raise UserError(f"BNP: layer {name} has a running variance that is not positive; was the model ever trained?")
-    m1, v1, m2, v2 = (t.cpu().double() for t in (mean, variance, bn.running_mean, bn.running_var))
+    known = running_variance(bn, name, "BNP")
+    m1, v1, m2, v2 = (t.cpu().double() for t in (mean, variance, bn.running_mean, known))
     v1 = torch.where(v1 > 0, v1, bn.eps)
     return (v2 / v1).log() / 2 + (v1 + (m1 - m2) ** 2) / (2 * v2) - 0.5

@@ -12,7 +12,7 @@ import torch
 
 from bench.defenses.base import PruningDefense
 from bench.errors import UserError
-from bench.layers import batch_norms, conv_bn_pairs
+from bench.layers import batch_norms, conv_bn_pairs, running_variance
 
 
 class CLP(PruningDefense):
@@ -32,9 +32,8 @@ class CLP(PruningDefense):
 
 def lipschitz(weight, bn, name):
     """Per output channel: the largest singular value of the kernel seen as [C_in, kh * kw], times |gamma| / sqrt(var)."""
-    if not (bn.running_var > 0).all():
-        raise UserError(f"CLP: layer {name} has a running variance that is not positive; was the model ever trained?")
+    variance = running_variance(bn, name, "CLP")
     kernel = weight.flatten(2).double()
     small = kernel if kernel.shape[1] < kernel.shape[2] else kernel.mT
     sigma = torch.linalg.eigvalsh(small @ small.mT)[:, -1].clamp(min=0).sqrt()
-    return (sigma * (bn.weight / bn.running_var.sqrt()).abs().detach()).float()
+    return (sigma * (bn.weight / variance.sqrt()).abs().detach()).float()

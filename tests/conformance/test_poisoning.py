@@ -130,7 +130,7 @@ def test_poisoned_images(rule):
     choices = {}
     for rate in (rate for rate in rates if 0 < rate <= 1 and 1 <= rate * size <= len(candidates)):
         attack = BadNets((1, 3, 3), classes, rate, target=target, labels=relabel, victims=victims, base=base)
-        choices[rate] = attack.choose(labels, generator(seed, *more))
+        choices[rate] = attack.split(labels, generator(seed, *more))[0]
     fitting = [rate for rate, chosen in choices.items() if len(chosen) == len(stored)]
     assert fitting, f"no stated rate gives {len(stored)} images: {[(r, len(c)) for r, c in choices.items()]}"
     chosen = choices[fitting[0]]

@@ -1,0 +1,27 @@
+"""What the commands of analysis/ have in common: where they read, where they write, and what they say when they cannot."""
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def parser(name: str, description: str, folder: str) -> argparse.ArgumentParser:
+    """With --runs and --out; `folder` is where the files go by default, inside the results."""
+    found = argparse.ArgumentParser(prog=f"python -m analysis.{name}", description=description)
+    found.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where the results are (runs)")
+    found.add_argument("--out", type=Path, metavar="DIR", help=f"where the files go ({folder}, inside the results)")
+    return found
+
+
+def refuse(sentence: str) -> int:
+    """Says it, and returns the exit status."""
+    print(sentence, file=sys.stderr)
+    return 1
+
+
+def no_cell(runs: Path) -> int:
+    return refuse(f"There is no finished cell in {runs}: run bench/run.py first, or say --runs DIR.")
+
+
+def no_room(out: Path, error: OSError) -> int:
+    return refuse(f"cannot write to {out}: {error.strerror}. Choose another place with --out DIR.")
