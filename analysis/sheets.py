@@ -10,7 +10,7 @@ import pandas as pd
 from analysis.load import METRICS, Problem
 from analysis.render import Entry
 
-TOOK_ASR, TOOK_ACC = 80.0, 5.0  # the gate: at least this ASR, at most this many points of ACC from the clean model
+TOOK_ASR, TOOK_ACC = 80.0, 5.0  # the bench's own gate (conf/config.yaml), for records made before it was in them
 PLACES = [name for axis in ("dataset", "model") for name in (axis, f"{axis}_settings")]
 Key = tuple[str, str]
 """A name and the settings that set it apart, such as ("rnp", "selection.max_drop=2")."""
@@ -21,16 +21,20 @@ def label(key: Key) -> str:
 
 
 def gate(frame: pd.DataFrame) -> pd.DataFrame:
-    """Adds `took`, whether the attack took, and `clean_acc`, the clean models' mean ACC (NaN where there is none).
+    """Adds `took`, whether the attack took, where a record does not say so, and `clean_acc`, the clean models' mean ACC.
 
     A defence against an attack that never worked proves nothing. A model without an attack passes: it is a control.
     """
     control = frame["attack"] == "none"
     models = frame[control].drop_duplicates([*PLACES, "attack_settings", "seed"])
     clean = models.groupby(PLACES)["acc_before"].mean().rename("clean_acc").reset_index()
-    frame = frame.drop(columns=["took", "clean_acc"], errors="ignore").merge(clean, on=PLACES, how="left")
+    frame = frame.drop(columns="clean_acc", errors="ignore").merge(clean, on=PLACES, how="left")
+    if "clean_model_acc" in frame:  # that of the model's own seed
+        frame["clean_acc"] = frame["clean_model_acc"].astype(float).fillna(frame["clean_acc"])
     near = ~((frame["acc_before"] - frame["clean_acc"]).abs() > TOOK_ACC + 1e-9)
-    return frame.assign(took=(frame["attack"] == "none") | ((frame["asr_before"] >= TOOK_ASR) & near))
+    took = (frame["attack"] == "none") | ((frame["asr_before"] >= TOOK_ASR) & near)
+    said = frame["took"] if "took" in frame else pd.Series(None, index=frame.index, dtype=object)
+    return frame.assign(took=took.where(said.isna(), said == True))  # noqa: E712 - element by element
 
 
 @dataclass(frozen=True)

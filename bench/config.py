@@ -12,9 +12,12 @@ from bench.errors import UserError, nearest
 from bench.files import digest
 
 KNOWN: dict[str, dict[str, type | None]] = {
-    "": dict.fromkeys(("attack", "dataset", "model", "defense", "train", "tracker", "clean", "selection", "device"))
+    "": dict.fromkeys(
+        ("attack", "dataset", "model", "defense", "train", "tracker", "clean", "gate", "selection", "device")
+    )
     | {"seed": int, "threads": int, "runs": str},
-    "clean": {"tune": int, "select": int, "mix": int},
+    "clean": {"tune": int, "select": int, "mix": int, "source": str, "balance": str},
+    "gate": {"min_asr": float, "max_drop": float},
     "selection": {"rule": str, "max_drop": float, "stop": float},
 }
 """The settings of the nodes that are not built from a class, with their types; others are checked against the class."""
@@ -90,6 +93,11 @@ def _kind(parameter: inspect.Parameter) -> type | None:
 def run_id(config: dict[str, Any]) -> str:
     """The identity of a cell: everything in the composed config except how and where it runs."""
     return digest({"protocol": PROTOCOL} | {k: v for k, v in config.items() if k not in HOW})[:8]
+
+
+def clean_twin(config: dict[str, Any]) -> dict[str, Any]:
+    """The same config without an attack, as `attack=none` composes it."""
+    return config | {"attack": {"_target_": "bench.attacks.none.NoAttack", "target": 0}}
 
 
 def backdoor_material(config: dict[str, Any], data_digest: str) -> dict[str, Any]:

@@ -91,27 +91,40 @@ class Dataset:
     def to(self, device: torch.device | str) -> Dataset:
         return replace(self, train=self.train.to(device), heldout=self.heldout.to(device), test=self.test.to(device))
 
-    def defender(self, tune: int, select: int, seed: int, needs: str) -> tuple[Defender, ImageSet]:
-        """Draws the defender's clean images, class by class: `tune` for the defence, `select` to choose its operating point.
+    def defender(
+        self, tune: int, select: int, seed: int, needs: str, source: str = "heldout", balance: str = "class"
+    ) -> tuple[Defender, ImageSet]:
+        """Draws the defender's clean images: `tune` for the defence, `select` to choose its operating point.
 
-        The two are disjoint, and the second is not handed to the defence. A defence that `needs` nothing gets no images.
+        `source`: `heldout` images, which no model was trained on, or clean `train` images (some of which the attacker
+        may have poisoned a copy of). `balance`: drawn by `class`, or `uniform`ly whatever their class. The two parts are
+        disjoint, and the second is not handed to the defence. A defence that `needs` nothing gets no images.
         """
-        if tune + select > len(self.heldout):
+        if source not in ("heldout", "train"):
+            raise UserError(f"clean.source={source} is unknown: use heldout or train.")
+        if balance not in ("class", "uniform"):
+            raise UserError(f"clean.balance={balance} is unknown: use class or uniform.")
+        pool = self.heldout if source == "heldout" else self.train
+        if tune + select > len(pool):
+            more = (
+                "are held out: lower them, or raise dataset.heldout"
+                if source == "heldout"
+                else "are in the training set"
+            )
             raise UserError(
-                f"clean.tune={tune} plus clean.select={select} images were asked for, but only {len(self.heldout)} "
-                f"are held out: lower them, or raise dataset.heldout."
+                f"clean.tune={tune} plus clean.select={select} images were asked for, but only {len(pool)} {more}."
             )
         if min(tune, select) < 1:
             raise UserError("clean.tune and clean.select must be at least 1.")
         rng = np.random.default_rng(seed)
-        labels = self.heldout.y.cpu().numpy()
+        labels = pool.y.cpu().numpy() if balance == "class" else np.zeros(len(pool), int)
         first, rest = stratified(labels, tune, rng)
         second, _ = stratified(labels[rest], select, rng)
         empty = torch.empty(0, dtype=torch.int64)
         allowed = torch.from_numpy(first) if needs != "nothing" else empty
         kept = torch.from_numpy(rest[second])
-        view = Defender(self.heldout[allowed], self.shape, self.num_classes, self.augment, seed)
-        return view, self.heldout[kept]
+        view = Defender(pool[allowed], self.shape, self.num_classes, self.augment, seed)
+        return view, pool[kept]
 
 
 @dataclass(frozen=True)
@@ -130,6 +143,7 @@ class Defender:
     augment: Augment
     seed: int
     poisoned: ImageSet | None = None
+    trigger: torch.nn.Module | None = None
 
 
 def stratified(labels: np.ndarray, size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

@@ -45,8 +45,19 @@ def environment(device: torch.device) -> dict[str, Any]:
     }
 
 
+def forget_peak(device: torch.device) -> None:
+    """Lets `peak_memory_mib` count from here on: a sweep runs many cells in one process."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with suppress(OSError):  # only Linux has it; elsewhere the peak is that of the whole process
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def resident() -> int | None:
-    """The most memory that this process has held so far, MiB; None where the system does not tell (Windows)."""
+    """The most memory that this process has held, MiB; None where the system does not tell (Windows)."""
+    with suppress(OSError, ValueError, IndexError):
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) // 1024
     try:
         import resource
     except ImportError:

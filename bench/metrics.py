@@ -24,7 +24,7 @@ class Exam:
     @classmethod
     def of(cls, test: ImageSet, trigger: Trigger) -> Exam:
         wanted = trigger.relabel(test.y)
-        index = trigger.counts(test.y).nonzero().flatten()
+        index = trigger.chosen(test).nonzero().flatten()
         if len(index) == 0:
             raise UserError("the test set has no image that counts for this attack, so ASR cannot be measured.")
         return cls(test, ImageSet(trigger.stamp(test.x[index]), test.y[index]), wanted[index])

@@ -11,6 +11,7 @@ from typing import Any
 
 from analysis.operating_point import SENTENCES, choose
 from bench import PROTOCOL, files
+from bench.attacks.base import Backdoor
 from bench.cell import SCHEMA
 from bench.curve import COLUMNS
 from bench.metrics import Metrics, der
@@ -38,6 +39,14 @@ def before(metrics: Metrics, select_acc: float) -> dict[str, Any]:
     names = ("acc", "asr", "ra", "right", "hit", "robust")
     columns = {f"{name}_before": getattr(metrics, name) for name in names} | {"select_acc_before": select_acc}
     return columns | {"clean": metrics.clean, "triggered": metrics.triggered}
+
+
+def gate(attack: str, before: Metrics, clean: Backdoor | None, limits: Mapping[str, Any]) -> dict[str, Any]:
+    """Whether the attack took: enough ASR, and an ACC near that of a clean model of the same bench. Without one always."""
+    acc = Metrics(**clean.card["metrics"]).acc if clean else None
+    near = limits["max_drop"] is None or acc is None or abs(acc - before.acc) <= limits["max_drop"] + 1e-9
+    took = attack == "none" or (before.asr >= limits["min_asr"] and near)
+    return {"took": bool(took), "clean_model_acc": acc, "clean_model": clean.name if clean else None}
 
 
 def cost(scores: Scores | None, repair: float, total: float) -> dict[str, Any]:

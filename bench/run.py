@@ -47,12 +47,11 @@ def run(cfg: DictConfig, settings: dict, folder: Path, names: Mapping) -> dict:
     """The pipeline. `settings`: cfg as plain data; `names`: what was chosen for each config group. Returns the record."""
     import torch  # these take seconds to load, and a finished cell needs none of them
 
-    from bench import curve, machine, record, store
-    from bench.attacks.base import Backdoor
+    from bench import curve, machine, record
+    from bench.attacks.base import draw_mix
     from bench.data import stream
-    from bench.metrics import Exam, Metrics, accuracy, evaluate
-    from bench.models import normalised
-    from bench.training import fit
+    from bench.metrics import Exam, Metrics, accuracy
+    from bench.victim import Bench
 
     # compose: every part that can be wrong is built before anything is trained
     identity = {key: names[key] for key in ("dataset", "model", "attack", "defense")}
@@ -62,32 +61,27 @@ def run(cfg: DictConfig, settings: dict, folder: Path, names: Mapping) -> dict:
 
     # data
     data = build(cfg.dataset).to(device)
-    defender, select = data.defender(cfg.clean.tune, cfg.clean.select, stream(cfg.seed, "defender"), defense.needs)
+    drawn = {key: cfg.clean[key] for key in ("tune", "select", "source", "balance")}
+    defender, select = data.defender(**drawn, seed=stream(cfg.seed, "defender"), needs=defense.needs)
+    if defense.needs == "poisoned":
+        draw_mix(len(data.train), cfg.clean.mix, cfg.seed)
     attack = build(cfg.attack, shape=data.shape, num_classes=data.num_classes)
 
-    # load or train the backdoor
-    torch.manual_seed(stream(cfg.seed, "init"))
-    model = build(cfg.model, num_classes=data.num_classes, channels=data.shape[0])
-    blank = Backdoor(normalised(model, data.mean, data.std).to(device), attack.trigger.to(device))
-    material = config.backdoor_material(settings, data.digest)
-
-    def train(new: Backdoor) -> dict:
-        started = time.perf_counter()
-        learn = partial(fit, plan=plan, seed=stream(cfg.seed, "training"), augment=data.augment)
-        facts = attack.inject(new.model, data, learn, stream(cfg.seed, "poison"))
-        metrics = vars(evaluate(new.model, Exam.of(data.test, new.trigger)))
-        made = {"seconds": time.perf_counter() - started} | machine.environment(device)
-        return {"metrics": metrics, "poison": facts, "made": made, "from": material}
-
-    place = store.folder_for(cfg.runs, identity, material)
-    backdoor = store.load_or_make(place, blank, train)
+    # load or train the backdoor, and the clean model that it is compared with
+    network = partial(build, cfg.model, num_classes=data.num_classes, channels=data.shape[0])
+    workshop = Bench(data, network, plan, settings, identity, device)
+    clean = workshop.clean() if attack.needs_clean or cfg.gate.max_drop is not None else None
+    backdoor = workshop.victim(attack, clean)
     exam = Exam.of(data.test, backdoor.trigger)
     before, select_before = Metrics(**backdoor.card["metrics"]), accuracy(backdoor.model, select)
 
-    # repair: the defence sees the model and its own images, nothing else
+    # repair: the defence sees the model and its own images, nothing else; one that cheats says so in what it needs
     if defense.needs == "poisoned":
         defender = replace(defender, poisoned=attack.mix(data.train, cfg.clean.mix, stream(cfg.seed, "poison")))
+    elif defense.needs == "trigger":
+        defender = replace(defender, trigger=backdoor.trigger)
     torch.manual_seed(stream(cfg.seed, "defense"))
+    machine.forget_peak(device)
     started = time.perf_counter()
     repaired = defense.repair(backdoor.model, defender)
     seconds = time.perf_counter() - started
@@ -96,8 +90,9 @@ def run(cfg: DictConfig, settings: dict, folder: Path, names: Mapping) -> dict:
     rows = curve.trace(repaired, exam, select, before, select_before, cfg.selection.stop)
 
     # record
-    result = identity | {"data": data.digest, "backdoor": place.name, "needs": defense.needs}
-    result |= record.before(before, select_before) | record.points(rows, before, select_before, cfg.selection)
+    result = identity | {"data": data.digest, "backdoor": backdoor.name, "needs": defense.needs}
+    result |= record.before(before, select_before) | record.gate(names["attack"], before, clean, cfg.gate)
+    result |= record.points(rows, before, select_before, cfg.selection)
     result |= {"clean_tune": len(defender.clean), "clean_select": len(select), "mix": len(defender.poisoned or ())}
     result |= backdoor.card["poison"]
     result |= record.cost(repaired.scores, seconds, time.perf_counter() - started) | machine.environment(device)

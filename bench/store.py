@@ -12,7 +12,7 @@ import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor
 
 from bench import PROTOCOL
 from bench.attacks.base import Backdoor
@@ -53,8 +53,10 @@ def load_or_make(folder: Path, blank: Backdoor, make: Callable[[Backdoor], dict[
 def _publish(folder: Path, made: Backdoor, card: dict[str, Any]) -> None:
     try:
         with new_folder(folder) as new:
-            _save(made.model, new / "model.safetensors")
-            _save(made.trigger, new / "trigger.safetensors")
+            _write(made.model.state_dict(), new / "model.safetensors")
+            _write(made.trigger.state_dict(), new / "trigger.safetensors")
+            if made.samples:
+                _write(made.samples, new / "samples.safetensors")
             card["sha256"] = {path.name: sha256(path) for path in sorted(new.iterdir())}
             card["sha256"]["card"] = digest(card)
             (new / "card.json").write_text(json.dumps(card, indent=1) + "\n")
@@ -63,8 +65,8 @@ def _publish(folder: Path, made: Backdoor, card: dict[str, Any]) -> None:
             raise
 
 
-def _save(module: nn.Module, path: Path) -> None:
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}, path)
+def _write(tensors: Mapping[str, Tensor], path: Path) -> None:
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
 
 
 def _load(folder: Path, blank: Backdoor) -> Backdoor:
@@ -87,4 +89,4 @@ def _load(folder: Path, blank: Backdoor) -> Backdoor:
     blank.model.load_state_dict(model)
     blank.trigger.load_state_dict(trigger)
     blank.model.to(memory_format=torch.channels_last).eval()
-    return Backdoor(blank.model, blank.trigger, card)
+    return Backdoor(blank.model, blank.trigger, card, name=folder.name)

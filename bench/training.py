@@ -14,16 +14,16 @@ from bench.data import Augment, ImageSet, generator
 from bench.errors import UserError, nearest
 from bench.progress import progress
 
-Objective = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""(model, x in [0, 1], y) -> (loss to descend, logits whose hits are counted)."""
+Objective = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor | None]]
+"""(model, x in [0, 1], y) -> (loss to descend, logits whose hits are counted, or None)."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How to optimise: SGD with a schedule, for `epochs` (each image once an epoch) or `iterations` (with replacement).
+    """How to optimise: SGD or Adam with a schedule, for `epochs` (each image once) or `iterations` (with replacement).
 
-    `min_lr` is where cosine ends. `precision` is fp32 or bf16 (autocast). `channels_last` is the memory format; it changes
-    speed and rounding only.
+    `momentum` and `nesterov` are SGD's, `betas` and `amsgrad` Adam's. `min_lr` is where cosine ends. `precision` is fp32 or
+    bf16 (autocast). `channels_last` is the memory format; it changes speed and rounding only.
     """
 
     epochs: int = 1
@@ -32,6 +32,9 @@ class Plan:
     lr: float = 0.1
     momentum: float = 0.9
     nesterov: bool = False
+    optimizer: str = "sgd"
+    betas: tuple[float, float] = (0.9, 0.999)
+    amsgrad: bool = False
     weight_decay: float = 0.0
     schedule: str = "constant"
     min_lr: float = 0.0
@@ -44,10 +47,26 @@ class Plan:
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
             raise UserError(f"schedule={self.schedule} is unknown: {nearest(self.schedule, SCHEDULES)}")
+        if self.optimizer not in ("sgd", "adam"):
+            raise UserError(f"optimizer={self.optimizer} is unknown: use sgd or adam.")
         if self.precision not in ("fp32", "bf16"):
             raise UserError(f"precision={self.precision} is unknown: use fp32 or bf16.")
         if self.batch_size < 1 or self.epochs < 0 or self.lr < 0:
             raise UserError("batch_size must be at least 1, epochs and lr not negative.")
+
+    def optimise(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
+        """The optimiser of these parameters, at the learning rate the schedule starts from."""
+        if self.optimizer == "adam":
+            return torch.optim.Adam(
+                parameters,
+                self.lr,
+                (self.betas[0], self.betas[1]),
+                weight_decay=self.weight_decay,
+                amsgrad=self.amsgrad,
+            )
+        return torch.optim.SGD(
+            parameters, self.lr, self.momentum, weight_decay=self.weight_decay, nesterov=self.nesterov
+        )
 
 
 @dataclass(frozen=True)
@@ -100,14 +119,17 @@ def fit(
     parameters: Iterable[Tensor] | None = None,
     on_batch: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
     after_step: Callable[[], None] | None = None,
-    until: Callable[[Epoch], bool] | None = None,
+    after_epoch: Callable[[Epoch], bool | None] | None = None,
+    moving_statistics: bool = True,
     label: str = "training",
 ) -> list[Epoch]:
     """Optimises `model` in place (in train mode; left in eval mode) and returns the epochs' losses and accuracies.
 
     `parameters`: what to optimise (default: all of the model's). `on_batch(x in [0, 1], y)` may replace a batch before
-    it is augmented: training-controlled attacks work there. `after_step()` runs after each update (mask clamping).
-    `until(epoch)` ends the training after an epoch for which it is true.
+    it is augmented, `objective` sees it afterwards: training-controlled attacks work in either. Logits may be None where
+    no accuracy is meant. `after_step()` runs after each update: mask clamping, a generator's own optimiser.
+    `after_epoch(epoch)` may look at or change the model, and ends the training if it returns true.
+    `moving_statistics=False` trains in eval mode: BatchNorm uses its running statistics and leaves them as they are.
 
     Raises UserError if the set is empty or if the loss stops being finite.
     """
@@ -118,9 +140,7 @@ def fit(
     still = Augment()
     padded = (still if on_batch else moved).pad(data.x)
     chosen = list(model.parameters() if parameters is None else parameters)
-    optimizer = torch.optim.SGD(
-        chosen, lr=plan.lr, momentum=plan.momentum, weight_decay=plan.weight_decay, nesterov=plan.nesterov
-    )
+    optimizer = plan.optimise(chosen)
     draws = len(data) if plan.iterations is None else plan.iterations * plan.batch_size
     drop = plan.drop_last and draws > plan.batch_size
     steps = draws // plan.batch_size if drop else -(-draws // plan.batch_size)
@@ -128,12 +148,13 @@ def fit(
     scheduler = SCHEDULES[plan.schedule](optimizer, plan, max(steps * passes, 1))
     mixed = torch.autocast(device.type, torch.bfloat16, enabled=plan.precision == "bf16")
     layout = torch.channels_last if plan.channels_last else torch.contiguous_format
-    model.to(memory_format=layout).train()
+    model.to(memory_format=layout)
 
     history: list[Epoch] = []
     with progress(label, steps * passes) as advance:
         for epoch in range(passes):
             # The whole epoch's chance is drawn at once on the CPU: the same on every device, and no transfer in the loop.
+            model.train(moving_statistics)
             order = epoch_order(len(data), plan, seed, epoch)
             moves = moved.draw(len(order), generator(seed, f"augment/{epoch}")).to(device)
             order = order.to(device)
@@ -159,7 +180,8 @@ def fit(
                 if after_step is not None:
                     after_step()
                 loss_sum += loss.detach().float() * len(y)
-                hits += (logits.detach().argmax(1) == y).sum()
+                if logits is not None:
+                    hits += (logits.detach().argmax(1) == y).sum()
                 seen += len(y)
                 advance()
             history.append(Epoch(float(loss_sum) / seen, int(hits) / seen))
@@ -168,7 +190,7 @@ def fit(
                     f"{label} diverged: the loss is {history[-1].loss} in epoch {epoch + 1}, at learning rate {plan.lr}; "
                     f"lower the learning rate."
                 )
-            if until is not None and until(history[-1]):
+            if after_epoch is not None and after_epoch(history[-1]):
                 break
     model.eval()
     return history

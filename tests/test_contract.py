@@ -11,7 +11,7 @@ import torch
 from cells import build, choices, composed, shrink
 
 from bench import store
-from bench.attacks.base import Backdoor, PoisonAttack
+from bench.attacks.base import Backdoor, Lab, PoisonAttack
 from bench.data import Defender, ImageSet, stream
 from bench.errors import UserError
 from bench.metrics import Exam, evaluate
@@ -32,18 +32,28 @@ def blank(data, attack, seed=0):
     return Backdoor(normalised(model, data.mean, data.std), attack.trigger)
 
 
+@pytest.fixture(scope="module")
+def lab(digits):
+    """What an attacker works with, on the quick: two epochs, and a clean model of two."""
+    plan = build(shrink(composed()).train)
+    lab = Lab(partial(fit, plan=plan, seed=1, augment=digits.augment), 5)
+    clean = blank(digits, attack_of("none", digits)).model
+    lab.fit(clean, digits.train)
+    return replace(lab, clean=clean)
+
+
 def attack_of(name, data, *overrides):
-    return build(composed(f"attack={name}", *overrides).attack, shape=data.shape, num_classes=data.num_classes)
+    config = shrink(composed(f"attack={name}", *overrides).attack)
+    return build(config, shape=data.shape, num_classes=data.num_classes)
 
 
 @pytest.fixture(scope="module")
-def trained(digits):
+def trained(digits, lab):
     """A BadNets model after two epochs: enough for every defence to have something to look at."""
     attack = attack_of("badnets", digits)
     backdoor = blank(digits, attack)
-    plan = build(shrink(composed()).train)
-    attack.inject(backdoor.model, digits, partial(fit, plan=plan, seed=0, augment=digits.augment), 0)
-    return backdoor.model
+    attack.inject(backdoor.model, digits, lab)
+    return backdoor
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 16, 16), (3, 32, 32), (3, 64, 64), (1, 28, 28)], ids=str)
@@ -63,20 +73,22 @@ def test_trigger(name, shape):
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-def test_attack(name, digits, tmp_path):
-    """Trains, is stored, comes back the same; the exam holds non-target images only; the same seed gives the same model."""
-    config = shrink(composed(f"attack={name}"))
-    learn = partial(fit, plan=build(config.train), seed=1, augment=digits.augment)
+def test_attack(name, digits, lab, tmp_path):
+    """Trains, is stored, comes back the same; the exam holds non-target images only; the same seed gives the same model;
+    the clean model it was given stays as it was."""
+    clean = copy.deepcopy(lab.clean.state_dict())
     made = []
     for _ in range(2):
         attack = attack_of(name, digits)
         backdoor = blank(digits, attack)
-        made.append((backdoor, attack.inject(backdoor.model, digits, learn, 5)))
+        made.append((backdoor, attack.inject(backdoor.model, digits, lab)))
     (one, facts), (two, again) = made
     assert facts == again
     for a, b in zip(one.model.state_dict().values(), two.model.state_dict().values(), strict=True):
         assert a.equal(b)
     assert facts["poisoned"] > 0 or name == "none"
+    assert {"poison_base", "poison_rate"} <= facts.keys()
+    assert all(value.equal(clean[key]) for key, value in lab.clean.state_dict().items())
 
     exam = Exam.of(digits.test, one.trigger)
     assert (exam.wanted != exam.triggered.y).all() and len(exam.triggered) < len(exam.clean)
@@ -93,14 +105,15 @@ def test_attack(name, digits, tmp_path):
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-def test_poisoned_set(name, digits):
+def test_poisoned_set(name, digits, lab):
     """Static attacks: as many poisoned images as the rate says, of the right classes, relabelled; covers keep their labels;
     all others are untouched."""
     attack = attack_of(name, digits)
     if not isinstance(attack, PoisonAttack):
         pytest.skip("poisons batches, not a set")
     train, trigger = digits.train, attack.trigger
-    poisoned, index, cover = attack.poison(train, np.random.default_rng(3), 4)
+    attack.prepare(digits, lab)
+    poisoned, index, cover = attack.poison(train, np.random.default_rng(lab.seed), lab.seed)
     base = len(train) if attack.base == "train" else int((train.y == trigger.target).sum())
     assert len(index) == int(attack.poison_rate * base + 1e-9) == len(index.unique())
     assert len(cover) == int(attack.cover_rate * len(train) + 1e-9)
@@ -108,8 +121,11 @@ def test_poisoned_set(name, digits):
     if attack.victims != "all":
         assert ((train.y[index] == trigger.target) == (attack.victims == "target")).all()
     assert poisoned.y[index].equal(trigger.relabel(train.y[index]))
-    for part, what in ((index, "poison"), (cover, "cover")):
-        assert poisoned.x[part].equal(trigger.stamp(train.x[part], *trigger.draw(len(part), stream(4, what))))
+    for part, what, under in (
+        (index, "poison", attack.canvas(train.x[index])),
+        (cover, "cover", train.x[cover]),
+    ):
+        assert poisoned.x[part].equal(trigger.stamp(under, *trigger.draw(len(part), stream(lab.seed, what))))
     assert poisoned.y[cover].equal(train.y[cover])
     rest = torch.ones(len(train), dtype=torch.bool)
     rest[torch.cat([index, cover])] = False
@@ -117,10 +133,11 @@ def test_poisoned_set(name, digits):
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-def test_mix(name, digits):
+def test_mix(name, digits, lab):
     """Training images without repetition, the same for the same seed; static attacks: a sample of the set trained on."""
     attack, size = attack_of(name, digits), 300
-    mix, again = (attack.mix(digits.train, size, 3) for _ in range(2))
+    attack.prepare(digits, lab)
+    mix, again = (attack.mix(digits.train, size, lab.seed) for _ in range(2))
     assert mix.x.equal(again.x) and mix.y.equal(again.y) and len(mix) == size
 
     def rows(part):
@@ -130,35 +147,37 @@ def test_mix(name, digits):
     assert len(found) == size
     share = attack.poison_rate
     if isinstance(attack, PoisonAttack):
-        whole, *touched = attack.poison(digits.train, np.random.default_rng(3), 3)
+        whole, *touched = attack.poison(digits.train, np.random.default_rng(lab.seed), lab.seed)
         assert found <= rows(whole)
         share = sum(map(len, touched)) / len(whole)
     poisoned = len(found - rows(digits.train))
     assert abs(poisoned - share * size) < 3 * (share * size) ** 0.5 + 1
     for bad in (0, len(digits.train) + 1):
         with pytest.raises(UserError, match=r"clean\.mix"):
-            attack.mix(digits.train, bad, 3)
+            attack.mix(digits.train, bad, lab.seed)
 
 
 @pytest.mark.parametrize("name", DEFENSES)
 def test_defense(name, digits, trained):
     """Leaves the model alone; the same seed gives the same models; pruners prune the most suspicious first, ever more."""
     config = shrink(composed(f"defense={name}"))
-    seen = []
+    model, seen = trained.model, []
     for _ in range(2):
         defense = build(config.defense)
         data, select = digits.defender(100, 100, 7, defense.needs)
         if defense.needs == "poisoned":
             data = replace(data, poisoned=attack_of("badnets", digits).mix(digits.train, 100, 0))
+        elif defense.needs == "trigger":
+            data = replace(data, trigger=trained.trigger)
         assert isinstance(data, Defender) and len(data.clean) == (0 if defense.needs == "nothing" else 100)
-        before = copy.deepcopy(trained.state_dict())
-        repaired = defense.repair(trained, data)
+        before = copy.deepcopy(model.state_dict())
+        repaired = defense.repair(model, data)
         x = to_unit(select.x)
         rows = []
         for candidate in repaired.candidates:
             with torch.no_grad():
                 rows.append((candidate.at, candidate.pruned, candidate.fixed, candidate.mask, candidate.model(x)))
-        for key, value in trained.state_dict().items():
+        for key, value in model.state_dict().items():
             assert value.equal(before[key]), f"{name} changed {key} of the model it was given"
         seen.append((rows, repaired.scores))
     (rows, scores), (again, _) = seen
@@ -168,7 +187,7 @@ def test_defense(name, digits, trained):
     if scores is None:
         return
     with torch.no_grad():
-        assert rows[0][1] == 0 and rows[0][4].equal(trained(x)), "pruning nothing must change nothing"
+        assert rows[0][1] == 0 and rows[0][4].equal(model(x)), "pruning nothing must change nothing"
     for small, large in pairwise(rows):
         assert small[1] < large[1]
         assert all((large[3][layer] | ~mask).all() for layer, mask in small[3].items()), "masks must grow"

@@ -30,7 +30,9 @@ ALLOWED = {  # module (or package) -> what of the project it may import; imports
     "bench.tracking": set(),
     "bench.config": {"bench", "bench.errors", "bench.files", "analysis.operating_point"},
     "bench.store": {"bench", "bench.attacks", "bench.errors", "bench.files"},
-    "bench.record": {"bench", "bench.cell", "bench.curve", "bench.files", "bench.metrics", "bench.pruning",
+    "bench.victim": {"bench", "bench.attacks", "bench.config", "bench.data", "bench.machine", "bench.metrics",
+                     "bench.models", "bench.store", "bench.training"},
+    "bench.record": {"bench", "bench.attacks", "bench.cell", "bench.curve", "bench.files", "bench.metrics", "bench.pruning",
                      "analysis.operating_point"},
     "analysis": {"analysis"},
 }  # fmt: skip

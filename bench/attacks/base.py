@@ -15,8 +15,19 @@ from torch import Tensor, nn
 from bench.data import Dataset, ImageSet, generator, stream
 from bench.errors import UserError
 
-Fit = Callable[..., Any]
-"""`bench.training.fit` with the run's plan, seed and augmentation filled in: fit(model, images, on_batch=…, …)."""
+
+@dataclass(frozen=True)
+class Lab:
+    """What an attacker works with.
+
+    `fit`: `bench.training.fit` with the run's plan, seed and augmentation filled in: fit(model, images, on_batch=…, …).
+    `seed`: of all else that is drawn. `clean`: a clean model of the same bench, trained on the same data by the same
+    plan, in eval mode; do not change it. Always there for an attack that says `needs_clean`.
+    """
+
+    fit: Callable[..., Any]
+    seed: int
+    clean: nn.Module | None = None
 
 
 class Permuter(Protocol):
@@ -33,6 +44,8 @@ class Trigger(nn.Module):
     """
 
     dtype: ClassVar[torch.dtype] = torch.float64
+    grows: ClassVar[tuple[str, ...]] = ()
+    """Buffers whose size is only known once the attack is prepared; they take any size when loaded."""
 
     def __init__(self, num_classes: int, target: int = 0, labels: str = "all2one", rounding: str = "truncate") -> None:
         super().__init__()
@@ -54,6 +67,15 @@ class Trigger(nn.Module):
         """Whether a test image of class `y` counts in ASR and RA: if its wanted class is not its own."""
         return self.relabel(y) != y
 
+    def chosen(self, test: ImageSet) -> Tensor:
+        """Which test images count in ASR and RA: bool [N]. By their class, unless an attack aims at certain images."""
+        return self.counts(test.y)
+
+    def load_state_dict(self, state_dict, *args, **kwargs):
+        for name in self.grows:
+            self.register_buffer(name, torch.empty_like(state_dict[name], device=self.get_buffer(name).device))
+        return super().load_state_dict(state_dict, *args, **kwargs)
+
     def draw(self, count: int, seed: int) -> tuple[Tensor, ...]:
         """What chance makes of the trigger on `count` training images: tensors with a row for each, which `forward` takes
         after the images. Here: nothing, it is the same on all images and at test time."""
@@ -74,11 +96,13 @@ class Trigger(nn.Module):
 
 @dataclass
 class Backdoor:
-    """A backdoored model, its trigger, and what the card beside them says."""
+    """A backdoored model, its trigger, what the card beside them says, and a few test images before and after it."""
 
     model: nn.Module
     trigger: Trigger
     card: dict[str, Any] = field(default_factory=dict)
+    samples: dict[str, Tensor] = field(default_factory=dict)
+    name: str = ""  # of the folder it is stored in
 
 
 class Attack(ABC):
@@ -87,20 +111,31 @@ class Attack(ABC):
     `shape`: (channels, height, width) of the images.
     """
 
+    needs_clean: ClassVar[bool] = False
+    """Whether `prepare` or `inject` uses a clean model."""
     trigger: Trigger
     poison_rate: float = 0.0
 
     def __init__(self, shape: tuple[int, int, int], num_classes: int) -> None:
         self.shape, self.num_classes = shape, num_classes
 
+    def prepare(self, data: Dataset, lab: Lab) -> None:  # noqa: B027 - most attacks have nothing to prepare
+        """Makes the trigger ready before any image is poisoned: optimises a pattern, trains an encoder, crafts images.
+
+        What comes of it goes into `trigger`, whose state is stored beside the model. Here: nothing.
+        """
+
     @abstractmethod
-    def inject(self, model: nn.Module, data: Dataset, fit: Fit, seed: int) -> dict[str, Any]:
-        """Trains `model` in place so that `trigger` works on it, and returns facts for the card (poisoned images, ...)."""
+    def inject(self, model: nn.Module, data: Dataset, lab: Lab) -> dict[str, Any]:
+        """Prepares the trigger, trains `model` in place so that it works, and returns facts for the card.
+
+        Facts: `poisoned` (images or draws), `poison_base` and `poison_rate` (of what, and the share), and more.
+        """
 
     def mix(self, train: ImageSet, size: int, seed: int) -> ImageSet:
         """`size` training images as a defender finds them, poisoned ones among them, labelled as in training.
 
-        `seed`: the one `inject` was given. An attack that works inside the training leaves no poisoned set behind; for
+        `seed`: that of the lab `inject` was given. An attack that works inside the training leaves no poisoned set behind; for
         it the trigger is put on a share `poison_rate` of the images drawn, whatever their class. Used with the trigger
         as it is after `inject`.
         """
@@ -165,6 +200,10 @@ class PoisonAttack(Attack):
                 )
         return order[:count], rest[:covers]
 
+    def canvas(self, x: Tensor) -> Tensor:
+        """What the trigger is put on, of the images [B, C, H, W] to be poisoned, in order of their index. Here: themselves."""
+        return x
+
     def poison(self, train: ImageSet, rng: Permuter, seed: int = 0) -> tuple[ImageSet, Tensor, Tensor]:
         """(the training set with the trigger on the chosen images and their new labels, their indices, the covers').
 
@@ -174,13 +213,15 @@ class PoisonAttack(Attack):
         index, cover = (torch.from_numpy(part).to(train.x.device) for part in chosen)
         x, y, trigger = train.x.clone(), train.y.clone(), self.trigger.to(train.x.device)
         for name, part in (("poison", index), ("cover", cover)):
-            x[part] = trigger.stamp(x[part], *trigger.draw(len(part), stream(seed, name)))
+            under = self.canvas(x[part]) if name == "poison" else x[part]
+            x[part] = trigger.stamp(under, *trigger.draw(len(part), stream(seed, name)))
         y[index] = trigger.relabel(y[index])
         return ImageSet(x, y), index, cover
 
-    def inject(self, model: nn.Module, data: Dataset, fit: Fit, seed: int) -> dict[str, Any]:
-        poisoned, index, cover = self.poison(data.train, np.random.default_rng(seed), seed)
-        fit(model, poisoned)
+    def inject(self, model: nn.Module, data: Dataset, lab: Lab) -> dict[str, Any]:
+        self.prepare(data, lab)
+        poisoned, index, cover = self.poison(data.train, np.random.default_rng(lab.seed), lab.seed)
+        lab.fit(model, poisoned)
         facts = {"poisoned": len(index), "poison_base": len(data.train), "poison_rate": len(index) / len(data.train)}
         return facts | ({"cover": len(cover)} if self.cover_rate else {})
 

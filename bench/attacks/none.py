@@ -11,6 +11,6 @@ class NoAttack(Attack):
         super().__init__(shape, num_classes)
         self.trigger = Trigger(num_classes, target)
 
-    def inject(self, model, data, fit, seed):
-        fit(model, data.train)
+    def inject(self, model, data, lab):
+        lab.fit(model, data.train)
         return {"poisoned": 0, "poison_base": len(data.train), "poison_rate": 0.0}

@@ -73,8 +73,7 @@ class Refool(PoisonAttack):
         pictures = read_folder(folder, shape) if folder else torch.zeros(reflections, *shape, dtype=torch.uint8)
         self.trigger = Reflection(pictures, alpha, ghost_rate, test_seed, num_classes, target, labels)
 
-    def poison(self, train, rng, seed=0):
+    def prepare(self, data, lab):
         if not self.folder:
-            picked = torch.randint(len(train), (self.reflections,), generator=generator(seed, "reflections"))
-            self.trigger.get_buffer("reflections").copy_(train.x[picked.to(train.x.device)])
-        return super().poison(train, rng, seed)
+            picked = torch.randint(len(data.train), (self.reflections,), generator=generator(lab.seed, "reflections"))
+            self.trigger.get_buffer("reflections").copy_(data.train.x[picked.to(data.train.x.device)])

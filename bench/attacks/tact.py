@@ -44,8 +44,8 @@ class TaCT(PoisonAttack):
     def pools(self, labels):
         return np.flatnonzero(labels == self.source_class), np.flatnonzero(np.isin(labels, self.cover_classes))
 
-    def inject(self, model, data, fit, seed):
-        facts = super().inject(model, data, fit, seed)
+    def inject(self, model, data, lab):
+        facts = super().inject(model, data, lab)
         others = data.test[
             ((data.test.y != self.source_class) & (data.test.y != self.trigger.target)).nonzero().flatten()
         ]

@@ -51,10 +51,10 @@ class WaNet(Attack):
         self.poison_rate, self.noise_ratio = poison_rate, noise_ratio
         self.trigger = Warp(shape, k, s, grid_rescale, grid_seed, num_classes=num_classes, target=target, labels=labels)
 
-    def inject(self, model, data, fit, seed):
+    def inject(self, model, data, lab):
         device = data.train.x.device
-        trigger, dice = self.trigger.to(device), generator(seed, "warp small batches")
-        rng = torch.Generator(device).manual_seed(stream(seed, "warp noise"))
+        trigger, dice = self.trigger.to(device), generator(lab.seed, "warp small batches")
+        rng = torch.Generator(device).manual_seed(stream(lab.seed, "warp noise"))
         poisoned = 0
 
         def on_batch(x, y):
@@ -70,6 +70,6 @@ class WaNet(Attack):
             poisoned += count
             return x, y
 
-        fit(model, data.train, on_batch=on_batch)
+        lab.fit(model, data.train, on_batch=on_batch)
         # Drawn anew in every batch: `poisoned` counts draws over the whole training, the rate is of each batch.
         return {"poisoned": poisoned, "poison_base": "batches", "poison_rate": self.poison_rate}

@@ -34,7 +34,7 @@ class RNP(PruningDefense):
             return -F.cross_entropy(logits, y), logits
 
         return fit(model, data.clean, self.unlearn, seed=data.seed, augment=data.augment, objective=ascent,
-                   until=lambda epoch: epoch.accuracy <= self.stop_acc, label="RNP unlearning")  # fmt: skip
+                   after_epoch=lambda epoch: epoch.accuracy <= self.stop_acc, label="RNP unlearning")  # fmt: skip
 
     def remember(self, model, data):
         """Descends `alpha` times the clean loss in the masks alone, clamped to [0, 1] (Eq. 4)."""

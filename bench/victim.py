@@ -1,0 +1,67 @@
+"""The models that a cell is about: taken from the store, or trained by their attack and put there."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from bench import config, machine, store
+from bench.attacks.base import Attack, Backdoor, Lab
+from bench.attacks.none import NoAttack
+from bench.data import Dataset, stream
+from bench.metrics import Exam, evaluate
+from bench.models import normalised
+from bench.training import Plan, fit
+
+SAMPLES = 8  # test images kept before and after the trigger, to look at
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Everything a model is made with but the attack. `network()` builds an untrained one; `settings`: the whole config."""
+
+    data: Dataset
+    network: Callable[[], nn.Module]
+    plan: Plan
+    settings: dict[str, Any]
+    names: Mapping[str, Any]
+    device: torch.device
+
+    def clean(self) -> Backdoor:
+        """The model that nobody attacked: what an attack's accuracy is held against, and what some attacks start from."""
+        twin = config.clean_twin(self.settings)
+        return self._victim(
+            NoAttack(self.data.shape, self.data.num_classes), twin, {**self.names, "attack": "none"}, None
+        )
+
+    def victim(self, attack: Attack, clean: Backdoor | None) -> Backdoor:
+        """The model with the attack's backdoor. `clean`: see `Lab`."""
+        return self._victim(attack, self.settings, self.names, clean)
+
+    def _victim(
+        self, attack: Attack, settings: dict[str, Any], names: Mapping[str, Any], clean: Backdoor | None
+    ) -> Backdoor:
+        data, seed = self.data, settings["seed"]
+        material = config.backdoor_material(settings, data.digest)
+        torch.manual_seed(stream(seed, "init"))
+        blank = Backdoor(
+            normalised(self.network(), data.mean, data.std).to(self.device), attack.trigger.to(self.device)
+        )
+
+        def train(new: Backdoor) -> dict[str, Any]:
+            started = time.perf_counter()
+            learn = partial(fit, plan=self.plan, seed=stream(seed, "training"), augment=data.augment)
+            facts = attack.inject(new.model, data, Lab(learn, stream(seed, "poison"), clean.model if clean else None))
+            exam = Exam.of(data.test, new.trigger)
+            made = {"seconds": time.perf_counter() - started} | machine.environment(self.device)
+            first = new.trigger.chosen(data.test).nonzero().flatten()[:SAMPLES]
+            new.samples = {"original": data.test.x[first], "triggered": exam.triggered.x[:SAMPLES]}
+            return {"metrics": vars(evaluate(new.model, exam)), "poison": facts, "made": made, "from": material}
+
+        return store.load_or_make(store.folder_for(settings["runs"], names, material), blank, train)
