@@ -4,6 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from analysis import render
+
 
 def parser(name: str, description: str, folder: str) -> argparse.ArgumentParser:
     """With --runs and --out; `folder` is where the files go by default, inside the results."""
@@ -11,6 +13,24 @@ def parser(name: str, description: str, folder: str) -> argparse.ArgumentParser:
     found.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where the results are (runs)")
     found.add_argument("--out", type=Path, metavar="DIR", help=f"where the files go ({folder}, inside the results)")
     return found
+
+
+def document(found: argparse.ArgumentParser) -> None:
+    """Adds --into: a Markdown file that the printed text is put into as well."""
+    found.add_argument(
+        "--into", type=Path, metavar="FILE", help="also put it into this Markdown file, between its marks"
+    )
+
+
+def put_into(path: Path, name: str, text: str) -> int:
+    """Returns the exit status."""
+    try:
+        render.write(path, render.between(path.read_text(encoding="utf-8"), name, text))
+    except OSError as error:
+        return refuse(f"cannot write {path}: {error.strerror}.")
+    except ValueError as error:
+        return refuse(f"cannot put the table into {path}: {error}.")
+    return 0
 
 
 def refuse(sentence: str) -> int:

@@ -134,6 +134,9 @@ def read_record(path: Path) -> dict[str, Any]:
             raise ValueError(f"{key} is missing")
         if not fits(record[key]):
             raise ValueError(f"{key} is {str(record[key])[:40]!r}")
+    for key, fits in OPTIONAL.items():
+        if record.get(key) is not None and not fits(record[key]):
+            raise ValueError(f"{key} is {str(record[key])[:40]!r}")
     return record
 
 
@@ -165,6 +168,19 @@ def needed() -> Iterator[tuple[str, Callable[[Any], bool]]]:
 
 NEEDED = dict(needed())
 """The columns that tables and plots read, and what each must be."""
+
+OPTIONAL: dict[str, Callable[[Any], bool]] = {
+    "took": lambda value: isinstance(value, bool),
+    "clean_model_acc": is_percent,
+    "seconds_backdoor": is_amount,
+    "poison_rate": is_amount,
+    "poison_base": lambda value: is_name(value) or is_count(value),
+    "poisoned": is_count,
+    "cover": is_count,
+    "device": is_name,
+    "threads": is_count,
+}
+"""Columns that a record may lack (or hold null for), as one of an earlier version of the bench does."""
 
 
 def last_line(path: Path) -> str:

@@ -35,7 +35,7 @@ class Table:
     caption: Sequence[str]
     grid: Grid
     seeds_title: str
-    seeds: Grid
+    seeds: Grid | None  # a second grid below the first, under its own title
     notes: Sequence[str]
 
 
@@ -59,7 +59,7 @@ def markdown(tables: Sequence[Table], problems: Sequence[str]) -> str:
     parts = []
     for table in tables:
         parts += [f"### {md(table.title)}", " ".join(map(md, table.caption)), md_grid(table.grid)]
-        parts += [f"{md(table.seeds_title)}:", md_grid(table.seeds)]
+        parts += [f"{md(table.seeds_title)}:", md_grid(table.seeds)] if table.seeds else []
         parts += ["\n".join(f"- {md(note)}" for note in table.notes)] if table.notes else []
     if problems:
         parts += ["### Problems", "\n".join(f"- {md(problem)}" for problem in problems)]
@@ -103,8 +103,9 @@ def latex(tables: Sequence[Table]) -> str:
     for table in tables:
         label = re.sub(r"[^a-z0-9]+", "-", table.title.lower()).strip("-")
         lines += [r"\begin{table}", r"\centering\small", rf"\caption{{{' '.join(map(tex, table.caption))}}}"]
-        lines += [rf"\label{{tab:{label}}}\par\medskip", *tex_grid(table.grid), r"\par\medskip"]
-        lines += [rf"{tex(table.seeds_title)}:\par\smallskip", *tex_grid(table.seeds)]
+        lines += [rf"\label{{tab:{label}}}\par\medskip", *tex_grid(table.grid)]
+        if table.seeds:
+            lines += [r"\par\medskip", rf"{tex(table.seeds_title)}:\par\smallskip", *tex_grid(table.seeds)]
         lines += [rf"\par\smallskip\raggedright\footnotesize {tex(note)}" for note in table.notes]
         lines += [r"\end{table}", ""]
     return "\n".join(lines)
@@ -143,6 +144,17 @@ def csv_value(value: Any) -> Any:
         text = plain(value)
         return f"'{text}" if text.lstrip().startswith(("=", "+", "-", "@")) else text
     return value
+
+
+# -- in a document -----------------------------------------------------------------------------------------------------
+def between(document: str, name: str, text: str) -> str:
+    """The document with `text` between its lines `<!-- name -->` and `<!-- end of name -->`. Raises ValueError without them."""
+    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    head, found, rest = document.partition(begin)
+    _, closed, tail = rest.partition(end)
+    if not found or not closed:
+        raise ValueError(f"it has no lines '{begin}' and '{end}' to put the text between")
+    return f"{head}{begin}\n\n{text.strip()}\n\n{end}{tail}"
 
 
 # -- files -------------------------------------------------------------------------------------------------------------

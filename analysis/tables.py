@@ -170,6 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "that keeps the accuracy on the defender's own images (default); oracle = the lowest test ASR, no "
         "result; all = one table each, with the gap between the last two",
     )
+    command.document(parser)
     options = parser.parse_args(arguments)
     texts, problems = make(options.runs, options.select)
     for problem in problems:
@@ -184,7 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return command.no_room(out, error)
     print(texts["table.md"], end="")
     print(f"Also in {out}: {', '.join(texts)}.", file=sys.stderr)
-    return 0
+    return command.put_into(options.into, "tables", texts["table.md"]) if options.into else 0
 
 
 if __name__ == "__main__":

@@ -94,7 +94,7 @@ def run(cfg: DictConfig, settings: dict, folder: Path, names: Mapping) -> dict:
     result |= record.before(before, select_before) | record.gate(names["attack"], before, clean, cfg.gate)
     result |= record.points(rows, before, select_before, cfg.selection)
     result |= {"clean_tune": len(defender.clean), "clean_select": len(select), "mix": len(defender.poisoned or ())}
-    result |= backdoor.card["poison"]
+    result |= backdoor.card["poison"] | {"seconds_backdoor": backdoor.card["made"]["seconds"]}
     result |= record.cost(repaired.scores, seconds, time.perf_counter() - started) | machine.environment(device)
     record.write(folder, result, rows, repaired.scores)
     tracker.log(folder, settings, result, rows)

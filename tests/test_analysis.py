@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis import plots, tables
+from analysis import attacks, plots, tables
 from analysis.load import curves, load
 from analysis.operating_point import choose
 from analysis.render import csv_value, md, tex
@@ -107,6 +107,39 @@ def test_a_seed_whose_attack_did_not_take_counts_in_no_average(runs):
     assert "blend seed 3 (ASR 79.9, ACC 99.0)" in texts["table.md"]
     row = tidy(texts["table.csv"])["blend", "rnp"]
     assert (row["took"], row["seeds"], row["not_taken"]) == ("yes", "2", "3")
+
+
+def test_the_record_says_whether_an_attack_took(runs):
+    """With the limits it was run with; a record from before it did is judged by the bench's own."""
+    for folder in cells(runs, "blend"):
+        change(folder, took=False, clean_model_acc=42.0)
+    for folder in cells(runs, "badnets"):
+        change(folder, took=True, asr_before=3.0, clean_model_acc=99.0)
+    texts = made(runs)
+    assert {tidy(texts["table.csv"])[attack, "clp"]["took"] for attack in ("blend", "badnets")} == {"no", "yes"}
+    assert tidy(texts["table.csv"])["blend", "clp"]["took"] == "no"
+    assert "the clean models' 42.0" in texts["table.md"]
+
+
+def test_the_table_of_attacks(runs, capsys, tmp_path):
+    """One row per attack with its seeds, from cells of any defence; put into a document between its marks."""
+    for folder in cells(runs, "blend", seed=3):
+        change(folder, took=False, asr_before=12.0, seconds_backdoor=4.0)
+    for folder in cells(runs, "badnets"):
+        change(folder, poisoned=109, poison_base=1097, poison_rate=109 / 1097, cover=7)
+    document = tmp_path / "page.md"
+    document.write_text("before\n<!-- attacks -->\nold\n<!-- end of attacks -->\nafter\n")
+    assert attacks.main(["--runs", str(runs), "--into", str(document)]) == 0
+    text = capsys.readouterr().out
+    lines = [[c.strip() for c in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
+    found = {row[0]: dict(zip(lines[0], row, strict=True)) for row in lines[2:]}
+    assert found["blend"]["took"] == "1 of 2" and found["blend"]["ASR per seed"] == "100.0, 12.0"
+    assert found["badnets"]["poisoned"] == "109 of 1097 (9.94 %, 7 covers)" and found["none"]["took"] == "control"
+    assert "blend seed 3 did not take: ASR 12.0" in text
+    assert document.read_text() == f"before\n<!-- attacks -->\n\n{text.strip()}\n\n<!-- end of attacks -->\nafter\n"
+    document.write_text("no marks")
+    assert attacks.main(["--runs", str(runs), "--into", str(document)]) == 1
+    assert "has no lines '<!-- attacks -->'" in capsys.readouterr().err and document.read_text() == "no marks"
 
 
 def test_an_attack_that_never_took_is_struck_and_left_out(runs):

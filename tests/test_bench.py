@@ -12,7 +12,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-QUICK = ["train.epochs=1", "threads=1"]
+QUICK = [
+    "train.epochs=1",
+    "threads=1",
+    "gate.max_drop=null",
+]  # no clean model to compare with, unless a test is about it
 ENV = os.environ | {"WANDB_MODE": "", "WANDB_API_KEY": "", "OMP_NUM_THREADS": "1"}
 
 
@@ -72,7 +76,7 @@ def test_the_folder_depends_on_what_is_composed_not_on_what_was_typed(tmp_path):
 
 
 def test_a_poisoned_mix_goes_to_defences_that_need_one(tmp_path):
-    """The record says how many images it had; a mix that cannot be drawn is one sentence, and the backdoor is kept."""
+    """The record says how many images it had; a mix that cannot be drawn is one sentence, before anything is trained."""
     base = [*QUICK, f"runs={tmp_path}"]
     status, said = bench("-m", "defense=none,ep", "clean.mix=150", *base)
     assert status == 0, said
@@ -81,9 +85,25 @@ def test_a_poisoned_mix_goes_to_defences_that_need_one(tmp_path):
         "ep": ("poisoned", 150),
     }
     for size in ("100000", "null"):
-        status, said = bench("defense=ep", f"clean.mix={size}", *base)
+        status, said = bench("defense=ep", f"clean.mix={size}", "seed=9", *base)
         assert status == 1 and "must be at least 1 and at most 1097" in said and "Traceback" not in said
     assert len(cards(tmp_path)) == 1
+
+
+def test_a_clean_model_says_whether_the_attack_took(tmp_path):
+    """It is trained once, is that of attack=none, and is not needed where nothing is compared with it."""
+    base = ["defense=none", "train.epochs=2", "threads=1", f"runs={tmp_path}"]
+    assert bench("-m", "attack=badnets,blend,none", "gate.min_asr=101", *base)[0] == 0
+    assert len(cards(tmp_path)) == 3
+    found = {r["attack"]: r for r in records(tmp_path)}
+    clean = found["none"]
+    for record in found.values():
+        assert record["clean_model"] == clean["backdoor"] and record["clean_model_acc"] == clean["acc_before"]
+    assert clean["took"] and not found["badnets"]["took"]
+    assert bench("attack=badnets", "gate.min_asr=0", "gate.max_drop=100", *base)[0] == 0
+    assert [r["took"] for r in records(tmp_path) if r["attack"] == "badnets"].count(True) == 1
+    assert bench("attack=badnets", "gate.max_drop=null", "seed=7", *base)[0] == 0
+    assert len(cards(tmp_path)) == 4 and {r["clean_model"] for r in records(tmp_path) if r["seed"] == 7} == {None}
 
 
 def test_the_same_config_gives_the_same_numbers(tmp_path):
@@ -112,6 +132,10 @@ WRONG = {
     "attack.pattern=missing.png": "neither a known pattern nor an image file",
     "selection.rule=best": "selection.rule=best is unknown",
     "clean.tune=1000": "only 200 are held out",
+    "clean.source=train clean.tune=2000": "only 1097 are in the training set",
+    "clean.source=test": "clean.source=test is unknown",
+    "clean.balance=even": "clean.balance=even is unknown",
+    "gate.min_asr=high": "gate.min_asr=high must be a number",
     "dataset=imagefolder": "dataset.root is not set",
     "dataset=cifar10 dataset.root=NOWHERE": "dataset.download=true fetches it",
     "dataset=cifar10 dataset.root=NOWHERE dataset.download=true": "put cifar-10-python.tar.gz",
@@ -164,7 +188,7 @@ def test_two_processes_train_one_model(tmp_path):
     both = [start("defense=none", *words), start("defense=clp", *words)]
     said = ["".join(p.communicate(timeout=300)) for p in both]
     assert [p.returncode for p in both] == [0, 0], said
-    assert len(cards(tmp_path)) == 1 and len(records(tmp_path)) == 2
+    assert len(cards(tmp_path)) == 2 and len(records(tmp_path)) == 2
     assert sum("another process is training" in text for text in said) == 1
     assert not leftovers(tmp_path)
 

@@ -55,6 +55,26 @@ def test_poison_count_has_no_binary_dust(permille, base):
     assert poison_count(permille / 1000, base) == permille * base // 1000
 
 
+@pytest.mark.parametrize("source", ["heldout", "train"])
+@pytest.mark.parametrize("balance", ["class", "uniform"])
+def test_what_the_defender_is_given(source, balance):
+    """From where and how it says, never an image twice; drawn by class, each class has its share."""
+    data = build(composed().dataset)
+
+    def rows(*parts):
+        return {image.numpy().tobytes() for part in parts for image in part.x}
+
+    defender, select = data.defender(60, 40, 3, "clean", source, balance)
+    again, _ = data.defender(60, 40, 3, "clean", source, balance)
+    assert again.clean.x.equal(defender.clean.x)
+    assert len(rows(defender.clean, select)) == 100
+    assert rows(defender.clean, select) <= rows(getattr(data, source))
+    counts = torch.bincount(defender.clean.y, minlength=10)
+    assert (int(counts.max() - counts.min()) <= 1) == (balance == "class")
+    nothing, chosen = data.defender(60, 40, 3, "nothing", source, balance)
+    assert len(nothing.clean) == 0 and chosen.x.equal(select.x)
+
+
 @pytest.fixture
 def tree(tmp_path):
     """Two classes, images of odd sizes and modes."""
