@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from analysis.load import METRICS, Problem
+from analysis.load import Problem
 from analysis.render import Entry
+from analysis.schema import METRICS
 
 TOOK_ASR, TOOK_ACC = 80.0, 5.0  # the bench's own gate (conf/config.yaml), for records made before it was in them
 PLACES = [name for axis in ("dataset", "model") for name in (axis, f"{axis}_settings")]

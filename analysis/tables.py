@@ -10,9 +10,10 @@ from typing import Any
 import pandas as pd
 
 from analysis import command, render
-from analysis.load import AXES, METRICS, Problem, load
+from analysis.load import Problem, load
 from analysis.operating_point import SENTENCES
 from analysis.render import Entry, Grid, Table
+from analysis.schema import AXES, METRICS
 from analysis.sheets import TOOK_ACC, TOOK_ASR, Cell, Key, Sheet, label, number, sheets
 
 SEES = {"nothing": "nothing", "clean": "clean images", "poisoned": "poisoned images"}

@@ -22,7 +22,7 @@ KNOWN: dict[str, dict[str, type | None]] = {
 }
 """The settings of the nodes that are not built from a class, with their types; others are checked against the class."""
 
-FILLED_IN = {"shape", "num_classes", "channels"}
+FILLED_IN = {"attack": {"shape", "num_classes"}, "model": {"num_classes", "channels", "size"}}
 """What run.py passes to attacks and models itself, from the data set."""
 
 HOW = {"device", "threads", "tracker", "runs"}
@@ -78,7 +78,13 @@ def takes(target: str, path: str) -> dict[str, type | None]:
                 settings[parameter.name] = settings.get(parameter.name) or _kind(parameter)
         if all(p.kind != p.VAR_KEYWORD for p in parameters.values()):
             break
-    return {name: kind for name, kind in settings.items() if name not in FILLED_IN}
+    return {name: kind for name, kind in settings.items() if name not in FILLED_IN.get(path, ())}
+
+
+def asked_for(target: str, facts: dict[str, Any]) -> dict[str, Any]:
+    """Those of the facts about the data that a network's own signature names."""
+    names = takes(target, "")
+    return {name: value for name, value in facts.items() if name in names}
 
 
 def _kind(parameter: inspect.Parameter) -> type | None:

@@ -68,7 +68,8 @@ def run(cfg: DictConfig, settings: dict, folder: Path, names: Mapping) -> dict:
     attack = build(cfg.attack, shape=data.shape, num_classes=data.num_classes)
 
     # load or train the backdoor, and the clean model that it is compared with
-    network = partial(build, cfg.model, num_classes=data.num_classes, channels=data.shape[0])
+    facts = {"num_classes": data.num_classes, "channels": data.shape[0], "size": data.shape[1]}
+    network = partial(build, cfg.model, **config.asked_for(cfg.model._target_, facts))
     workshop = Bench(data, network, plan, settings, identity, device)
     clean = workshop.clean() if attack.needs_clean or cfg.gate.max_drop is not None else None
     backdoor = workshop.victim(attack, clean)

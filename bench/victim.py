@@ -16,7 +16,7 @@ from bench.attacks.base import Attack, Backdoor, Lab
 from bench.attacks.none import NoAttack
 from bench.data import Dataset, stream
 from bench.metrics import Exam, evaluate
-from bench.models import normalised
+from bench.models import checked, normalised
 from bench.training import Plan, fit
 
 SAMPLES = 8  # test images kept before and after the trigger, to look at
@@ -50,9 +50,8 @@ class Bench:
         data, seed = self.data, settings["seed"]
         material = config.backdoor_material(settings, data.digest)
         torch.manual_seed(stream(seed, "init"))
-        blank = Backdoor(
-            normalised(self.network(), data.mean, data.std).to(self.device), attack.trigger.to(self.device)
-        )
+        network = checked(self.network(), data.shape, data.num_classes)
+        blank = Backdoor(normalised(network, data.mean, data.std).to(self.device), attack.trigger.to(self.device))
 
         def train(new: Backdoor) -> dict[str, Any]:
             started = time.perf_counter()

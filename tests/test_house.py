@@ -16,6 +16,7 @@ ALLOWED = {  # module (or package) -> what of the project it may import; imports
     "bench.files": set(),
     "bench.data": {"bench.errors"},
     "bench.models": {"bench.errors"},
+    "bench.zoo": {"bench.errors"},
     "bench.layers": {"bench.errors"},
     "bench.pruning": {"bench.errors", "bench.layers"},
     "bench.training": {"bench.data", "bench.errors", "bench.progress"},

@@ -1,0 +1,87 @@
+"""What a record.json must hold to be counted. Nothing in it is trusted: JSON is read strictly, and sizes are capped."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from analysis.operating_point import SENTENCES
+
+SCHEMA = 1
+LIMIT = 1 << 20  # bytes; a real record and a real config have 2,000
+AXES = ("dataset", "model", "attack", "defense")
+METRICS = ("acc", "asr", "ra")
+
+
+def read_text(path: Path, limit: int = LIMIT) -> str:
+    with path.open("rb") as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise ValueError(f"{path.name} is larger than {limit >> 10} KiB")
+    return data.decode("utf-8")
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """One record.json with all that the tables need. Raises ValueError for anything else."""
+
+    def refuse(name: str) -> None:
+        raise ValueError(f"{name} is no number")
+
+    record = json.loads(read_text(path), parse_constant=refuse)
+    if not isinstance(record, dict) or record.get("schema") != SCHEMA:
+        raise ValueError(f"its schema is not {SCHEMA}")
+    for key, fits in NEEDED.items():
+        if key not in record:
+            raise ValueError(f"{key} is missing")
+        if not fits(record[key]):
+            raise ValueError(f"{key} is {str(record[key])[:40]!r}")
+    for key, fits in OPTIONAL.items():
+        if record.get(key) is not None and not fits(record[key]):
+            raise ValueError(f"{key} is {str(record[key])[:40]!r}")
+    return record
+
+
+def is_name(value: Any) -> bool:
+    return isinstance(value, str) and value != ""
+
+
+def is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def is_amount(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value) and value >= 0
+
+
+def is_percent(value: Any) -> bool:
+    return is_amount(value) and value <= 100
+
+
+def needed() -> Iterator[tuple[str, Callable[[Any], bool]]]:
+    yield from dict.fromkeys((*AXES, "id", "needs"), is_name).items()
+    yield from dict.fromkeys(("seed", "clean", "triggered"), is_count).items()
+    yield from dict.fromkeys(("max_drop", "seconds"), is_amount).items()
+    yield from dict.fromkeys((f"{metric}_before" for metric in METRICS), is_percent).items()
+    for rule in SENTENCES:
+        yield from dict.fromkeys((f"{metric}_{rule}" for metric in (*METRICS, "der")), is_percent).items()
+        yield f"pruned_{rule}", is_count
+
+
+NEEDED = dict(needed())
+"""The columns that tables and plots read, and what each must be."""
+
+OPTIONAL: dict[str, Callable[[Any], bool]] = {
+    "took": lambda value: isinstance(value, bool),
+    "clean_model_acc": is_percent,
+    "seconds_backdoor": is_amount,
+    "poison_rate": is_amount,
+    "poison_base": lambda value: is_name(value) or is_count(value),
+    "poisoned": is_count,
+    "cover": is_count,
+    "device": is_name,
+    "threads": is_count,
+}
+"""Columns that a record may lack (or hold null for), as one of an earlier version of the bench does."""
