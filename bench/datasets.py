@@ -1,24 +1,24 @@
-"""The data sets, each as uint8 tensors: embedded digits, CIFAR-10, and any folder of images."""
+"""The data sets, each as uint8 tensors: embedded digits, those of torchvision, Tiny ImageNet, and any folder of images.
+
+What lies on disk is read once and kept as one array file in `cache`, which all jobs map into memory; a file that changes
+its name, size or time is read anew.
+"""
 
 from __future__ import annotations
 
-import os
+import zipfile
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
 from bench.data import Augment, Dataset, ImageSet, hold_out, stratified
-from bench.errors import UserError
-from bench.files import digest, new_folder
-from bench.progress import progress
-
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"}
+from bench.decode import Listing, cached, decode, listing, named, stamps
+from bench.errors import UserError, nearest
 
 
 def digits(
@@ -36,29 +36,87 @@ def digits(
     return Dataset(train, held, every[torch.from_numpy(tested)], 10, mean=tuple(mean), std=tuple(std), augment=augment)
 
 
-def cifar10(
+class Archive(NamedTuple):
+    """What torchvision looks for: where under the root, and what a user without a network has to get."""
+
+    classes: int
+    folder: str
+    size: str
+    files: str
+
+
+ARCHIVES = {
+    "CIFAR10": Archive(10, "cifar-10-batches-py", "163 MB", "cifar-10-python.tar.gz from the CIFAR-10 home page"),
+    "CIFAR100": Archive(100, "cifar-100-python", "161 MB", "cifar-100-python.tar.gz from the CIFAR-10 home page"),
+    "MNIST": Archive(10, "MNIST/raw", "11 MB", "MNIST/raw with the four ...-ubyte files, unpacked"),
+    "FashionMNIST": Archive(
+        10, "FashionMNIST/raw", "29 MB", "FashionMNIST/raw with the four ...-ubyte files, unpacked"
+    ),
+    "SVHN": Archive(10, "", "234 MB", "train_32x32.mat and test_32x32.mat from the SVHN home page"),
+    "STL10": Archive(10, "stl10_binary", "2.5 GB", "stl10_binary.tar.gz from the STL-10 home page"),
+    "GTSRB": Archive(
+        43, "gtsrb", "276 MB", "gtsrb/ with GTSRB/Training, GTSRB/Final_Test/Images and GT-final_test.csv"
+    ),
+}
+
+
+def torchvision_set(
+    name: str,
     root: str,
     download: bool,
+    size: int | None,
     heldout: float,
     split_seed: int,
+    cache: str,
     augment: Augment,
     mean: Sequence[float],
     std: Sequence[float],
 ) -> Dataset:
-    """CIFAR-10 through torchvision: 50,000 training and 10,000 test images, 32x32 RGB."""
-    from torchvision.datasets import CIFAR10
+    """A data set of torchvision by its class name, in its official training and test parts.
 
-    try:
-        parts = [CIFAR10(root, train=train, download=download) for train in (True, False)]
-    except (RuntimeError, OSError) as error:
-        asked = f"the download failed ({error})" if download else "dataset.download=true fetches it (163 MB)"
-        raise UserError(
-            f"CIFAR-10 is not in {root}: {asked}; or put cifar-10-python.tar.gz from the CIFAR-10 home page into {root}."
-        ) from error
-    train, test = (
-        ImageSet(torch.from_numpy(p.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(p.targets)) for p in parts
-    )
-    return Dataset(*hold_out(train, heldout, split_seed), test, 10, mean=tuple(mean), std=tuple(std), augment=augment)
+    `size`: pixels of a side; null keeps the images' own (not for GTSRB, whose images are of all sizes).
+    """
+    from torchvision import datasets
+
+    if name not in ARCHIVES:
+        raise UserError(f"dataset.name={name} is unknown: {nearest(name, ARCHIVES)}")
+    archive = ARCHIVES[name]
+    splits = [{"split": part} for part in ("train", "test")]
+    if name in ("CIFAR10", "CIFAR100", "MNIST", "FashionMNIST"):
+        splits = [{"train": part} for part in (True, False)]  # type: ignore[dict-item]
+
+    def read() -> dict[str, Tensor]:
+        try:
+            found = [getattr(datasets, name)(root, download=download, **split) for split in splits]
+        except (RuntimeError, OSError) as error:
+            asked = (
+                f"the download failed ({error})" if download else f"dataset.download=true fetches it ({archive.size})"
+            )
+            raise UserError(f"{name} is not in {root}: {asked}; or put {archive.files} into {root}.") from error
+        return named(_pixels(part, size, f"decoding {name}") for part in found)
+
+    files = sorted(p for p in (Path(root) / archive.folder).rglob("*") if p.is_file())
+    # An absent or half-downloaded set is not looked up in the cache: torchvision says what is missing.
+    arrays = cached(cache, name.lower(), [size, *stamps(files)], read) if files and not download else read()
+    train, test = (ImageSet(arrays[f"{part}_x"], arrays[f"{part}_y"]) for part in ("train", "test"))
+    return Dataset(*hold_out(train, heldout, split_seed), test, archive.classes, tuple(mean), tuple(std), augment)
+
+
+def _pixels(part: Any, size: int | None, label: str) -> tuple[Tensor, Tensor]:
+    """Images and labels of one torchvision set, whatever it calls them and however its axes lie."""
+    if hasattr(part, "_samples"):  # files of all sizes
+        paths, labels = zip(*part._samples, strict=True)
+        return decode([Path(p) for p in paths], size or 32, label), torch.tensor(labels)
+    x = torch.as_tensor(part.data)
+    y = torch.as_tensor(part.labels if hasattr(part, "labels") else part.targets).long()
+    if x.dim() == 3:
+        x = x[:, None]
+    elif x.shape[-1] == 3:
+        x = x.permute(0, 3, 1, 2)
+    if size and size != x.shape[-1]:
+        parts = [F.interpolate(c.float(), size=(size, size), mode="bilinear", antialias=True) for c in x.split(1024)]
+        x = torch.cat([c.round().clamp(0, 255).to(torch.uint8) for c in parts])
+    return x.contiguous(), y
 
 
 def imagefolder(
@@ -70,72 +128,76 @@ def imagefolder(
     cache: str,
     mean: Sequence[float],
     std: Sequence[float],
+    train: str = "train",
+    test: str = "test",
 ) -> Dataset:
     """Any tree `root`/train/<class>/*.jpg, `root`/test/<class>/*.jpg; classes are numbered in alphabetical order.
 
-    Images are made RGB; those of another size are resized so that the shorter side fits and cropped to the centre.
-    They are decoded once: `cache` keeps the arrays, until a file in the tree changes its name, size or time.
+    `train`, `test`: the names of the two folders. Images are made RGB; those of another size are resized so that the
+    shorter side fits and cropped to the centre.
     """
     if not root:
-        raise UserError("dataset.root is not set: give the folder that holds train/<class>/ and test/<class>/.")
-    found = {part: _listing(Path(root) / part) for part in ("train", "test")}
-    classes = sorted({name for name, _ in found["train"]})
-    if strange := sorted({name for name, _ in found["test"]} - set(classes)):
-        raise UserError(f"{root}/test has classes that {root}/train lacks: {', '.join(strange[:5])}.")
-    if len(classes) < 2:
-        raise UserError(f"{root}/train has {len(classes)} class folder; at least two are needed.")
-    stamp = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for part in found.values() for _, p in part]
-    folder = Path(cache) / f"imagefolder-{digest([size, stamp])[:16]}"
-    if not folder.is_dir():
-        arrays = {}
-        for part, files in found.items():
-            arrays[f"{part}_x"] = _decode([path for _, path in files], size, f"decoding {part}")
-            arrays[f"{part}_y"] = torch.tensor([classes.index(name) for name, _ in files])
-        try:
-            with new_folder(folder) as new:
-                save_file(arrays, new / "arrays.safetensors")
-        except OSError:
-            if not folder.is_dir():  # else another process was faster
-                raise
-    arrays = load_file(folder / "arrays.safetensors")
-    train, test = (ImageSet(arrays[f"{part}_x"], arrays[f"{part}_y"]) for part in ("train", "test"))
-    return Dataset(
-        *hold_out(train, heldout, split_seed), test, len(classes), mean=tuple(mean), std=tuple(std), augment=augment
+        raise UserError(f"dataset.root is not set: give the folder that holds {train}/<class>/ and {test}/<class>/.")
+    found = [
+        listing(Path(root) / part, f"an image folder holds {train}/<class>/ and {test}/<class>/")
+        for part in (train, test)
+    ]
+    return _from_files("imagefolder", root, found, size, heldout, split_seed, augment, cache, mean, std)
+
+
+def tiny_imagenet(
+    root: str,
+    size: int,
+    heldout: float,
+    split_seed: int,
+    augment: Augment,
+    cache: str,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> Dataset:
+    """Tiny ImageNet in its own layout, unpacked or as tiny-imagenet-200.zip: its labelled val images are the test set.
+
+    Classes are those in train/, in alphabetical order of their WordNet ids: 200, or fewer in a part of it.
+    """
+    top: Any = Path(root) / "tiny-imagenet-200"
+    if not top.is_dir():
+        archive = top.with_suffix(".zip")
+        if not archive.is_file():
+            raise UserError(
+                f"there is neither {top} nor {archive.name} beside it: get the archive and set dataset.root."
+            )
+        top = zipfile.Path(archive, "tiny-imagenet-200/")
+    train = listing(top / "train", "Tiny ImageNet holds train/<wnid>/images")
+    try:
+        lines = (top / "val" / "val_annotations.txt").read_text().splitlines()
+    except OSError as error:
+        raise UserError(f"{top}/val/val_annotations.txt cannot be read: {error.strerror or error}.") from error
+    test = [(line.split("\t")[1], top / "val" / "images" / line.split("\t")[0]) for line in lines if "\t" in line]
+    return _from_files(
+        "tiny-imagenet", str(top), [train, sorted(test, key=str)], size, heldout, split_seed, augment, cache, mean, std
     )
 
 
-def _listing(folder: Path) -> list[tuple[str, Path]]:
-    if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}; an image folder holds train/<class>/ and test/<class>/.")
-    files = [
-        (entry.name, path)
-        for entry in sorted(folder.iterdir())
-        if entry.is_dir()
-        for path in sorted(entry.rglob("*"))
-        if path.suffix.lower() in SUFFIXES
-    ]
-    if not files:
-        raise UserError(f"{folder} holds no images in class folders (looked for {', '.join(sorted(SUFFIXES))}).")
-    return files
+def _from_files(
+    name: str, root: str, found: Sequence[Listing], size: int, heldout: float, split_seed: int, augment: Augment,
+    cache: str, mean: Sequence[float], std: Sequence[float],
+) -> Dataset:  # fmt: skip
+    classes = sorted({label for label, _ in found[0]})
+    if strange := sorted({label for label, _ in found[1]} - set(classes)):
+        raise UserError(
+            f"the test images of {root} have classes that its training set lacks: {', '.join(strange[:5])}."
+        )
+    if len(classes) < 2:
+        raise UserError(f"{root} has {len(classes)} class folder of training images; at least two are needed.")
 
+    def read() -> dict[str, Tensor]:
+        labels = [torch.tensor([classes.index(label) for label, _ in files]) for files in found]
+        parts = ("training", "test")
+        return named(
+            (decode([path for _, path in files], size, f"decoding {part} images"), y)
+            for files, y, part in zip(found, labels, parts, strict=True)
+        )
 
-def _decode(paths: list[Path], size: int, label: str) -> Tensor:
-    """[N, 3, size, size] uint8, by threads (the decoder releases the interpreter)."""
-    from PIL import Image, ImageOps
-
-    out = torch.empty(len(paths), 3, size, size, dtype=torch.uint8)
-
-    def one(index: int) -> None:
-        try:
-            with Image.open(paths[index]) as file:
-                image = file.convert("RGB")
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
-            raise UserError(f"{paths[index]} cannot be read as an image ({error}): mend it or remove it.") from error
-        if image.size != (size, size):
-            image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
-        out[index] = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)
-
-    with progress(label, len(paths)) as advance, ThreadPoolExecutor(os.cpu_count()) as pool:
-        for _ in pool.map(one, range(len(paths))):
-            advance()
-    return out
+    arrays = cached(cache, name, [size, *stamps(path for files in found for _, path in files)], read)
+    train, test = (ImageSet(arrays[f"{part}_x"], arrays[f"{part}_y"]) for part in ("train", "test"))
+    return Dataset(*hold_out(train, heldout, split_seed), test, len(classes), tuple(mean), tuple(std), augment)

@@ -1,7 +1,6 @@
 """Splits, augmentation, and folders of images."""
 
 import hashlib
-import pickle
 
 import numpy as np
 import pytest
@@ -136,21 +135,3 @@ def test_digits_are_the_published_ones():
     assert torch.cat([p.y for p in parts]).bincount().tolist() == np.bincount(labels).tolist()
     mean = torch.cat([p.x for p in parts]).float().mean()
     assert mean == pytest.approx(images.mean() * 255 / 16, rel=0.02), "resizing keeps the ink"
-
-
-def test_cifar10_in_its_official_layout(tmp_path, monkeypatch):
-    """A miniature of the archive's folder, read by torchvision; only its checksums are passed over."""
-    import torchvision
-
-    folder = tmp_path / "cifar-10-batches-py"
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    pixels = {}
-    for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
-        pixels[name] = rng.integers(0, 256, (20, 3072), dtype=np.uint8)
-        (folder / name).write_bytes(pickle.dumps({"data": pixels[name], "labels": [i % 10 for i in range(20)]}))
-    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
-    monkeypatch.setattr(torchvision.datasets.utils, "check_md5", lambda *_, **__: True)
-    data = build(composed("dataset=cifar10", f"dataset.root={tmp_path}").dataset)
-    assert (len(data.train), len(data.heldout), len(data.test)) == (95, 5, 20) and data.num_classes == 10
-    assert data.test.x[3].flatten().tolist() == pixels["test_batch"][3].tolist()

@@ -1,0 +1,100 @@
+"""Image files, in folders or in a zip, to uint8 arrays: decoded once, kept in one file, mapped by every job."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from bench.errors import UserError
+from bench.files import digest, new_folder
+from bench.progress import progress
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"}
+Listing = list[tuple[str, Any]]
+"""(class name, a Path or a zipfile.Path) of each image."""
+
+
+def named(parts: Iterable[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    (train_x, train_y), (test_x, test_y) = parts
+    return {"train_x": train_x, "train_y": train_y, "test_x": test_x, "test_y": test_y}
+
+
+def stamps(paths: Iterable[Any]) -> list[tuple[str, int, int]]:
+    """What tells a file from a changed one; of a file in a zip, its checksum."""
+    out = []
+    for path in paths:
+        if isinstance(path, zipfile.Path):
+            info = path.root.getinfo(path.at)
+            out.append((path.at, info.file_size, info.CRC))
+        else:
+            status = path.stat()
+            out.append((str(path), status.st_size, status.st_mtime_ns))
+    return out
+
+
+def cached(cache: str, name: str, key: list[Any], read: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The arrays that `read` makes, mapped from a file that is made once for this key."""
+    folder = Path(cache) / f"{name}-{digest(key)[:16]}"
+    if not folder.is_dir():
+        arrays = read()
+        try:
+            with new_folder(folder) as new:
+                save_file(arrays, new / "arrays.safetensors")
+        except OSError:
+            if not folder.is_dir():  # else another process was faster
+                raise
+    return load_file(folder / "arrays.safetensors")
+
+
+def listing(folder: Any, layout: str) -> Listing:
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}; {layout}.")
+    files = [
+        (entry.name, path)
+        for entry in sorted(folder.iterdir(), key=str)
+        if entry.is_dir()
+        for path in sorted(_below(entry), key=str)
+        if Path(path.name).suffix.lower() in SUFFIXES
+    ]
+    if not files:
+        raise UserError(f"{folder} holds no images in class folders (looked for {', '.join(sorted(SUFFIXES))}).")
+    return files
+
+
+def _below(folder: Any) -> Iterable[Any]:
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            yield from _below(entry)
+        else:
+            yield entry
+
+
+def decode(paths: Sequence[Any], size: int, label: str) -> Tensor:
+    """[N, 3, size, size] uint8, by threads (the decoder releases the interpreter)."""
+    from PIL import Image, ImageOps
+
+    out = torch.empty(len(paths), 3, size, size, dtype=torch.uint8)
+
+    def one(index: int) -> None:
+        try:
+            with paths[index].open("rb") as data, Image.open(data) as file:
+                image = file.convert("RGB")
+        except (OSError, ValueError, KeyError, Image.DecompressionBombError) as error:
+            raise UserError(f"{paths[index]} cannot be read as an image ({error}): mend it or remove it.") from error
+        if image.size != (size, size):
+            image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
+        out[index] = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)
+
+    with progress(label, len(paths)) as advance, ThreadPoolExecutor(os.cpu_count()) as pool:
+        for _ in pool.map(one, range(len(paths))):
+            advance()
+    return out
