@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint tables plots clean
+.PHONY: help setup run test lint tables plots gallery docs-attacks docs-defenses clean
 
 help:  ## what can be made
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP)  ## create .venv and install into it (done by the others when needed)
 
@@ -28,6 +28,17 @@ tables: $(STAMP)  ## tables of all finished cells, as Markdown here, and Markdow
 
 plots: $(STAMP)  ## curves and trade-offs of all finished cells in runs/plots
 	@$(BIN)/python -m analysis.plots --runs $(RUNS)
+
+gallery: $(STAMP)  ## what each stored attack does to images, in runs/gallery
+	@$(BIN)/python -m analysis.gallery --runs $(RUNS)
+
+docs-attacks: $(STAMP)  ## train every attack on the embedded digits (about half an hour on two cores) and write docs/attacks.md
+	$(BIN)/python bench/run.py -m 'attack=glob(*)' defense=none seed=2,3,4 runs=$(RUNS)/docs-attacks
+	@$(BIN)/python -m analysis.attacks --runs $(RUNS)/docs-attacks --into docs/attacks.md
+
+docs-defenses: $(STAMP)  ## every defence against six models on the embedded digits (hours on two cores), into docs/defenses.md
+	$(BIN)/python bench/run.py -m attack=badnets,blend,wanet,sig,inputaware,none 'defense=glob(*)' seed=2,3,4 runs=$(RUNS)/docs-defenses
+	@$(BIN)/python -m analysis.tables --runs $(RUNS)/docs-defenses --into docs/defenses.md
 
 test: $(STAMP)  ## the test suite
 	$(BIN)/python -m pytest
