@@ -32,15 +32,11 @@ class Quantised(Trigger):
         return self.dithered(x).round() if self.dithering else self.level(x)
 
     def level(self, x):
-        """To the nearest of `levels` pixel values, half to even."""
-        return torch.round(x / 255 * (self.levels - 1)) / (self.levels - 1) * 255
+        return torch.round(x / 255 * (self.levels - 1)) / (self.levels - 1) * 255  # half to even
 
     def dithered(self, x):
-        """Floyd & Steinberg's scan from pixel to pixel, for all images and, slanted, all rows at once.
-
-        A pixel waits for its left neighbour and for those above up to one to the right, so with each row two steps behind
-        the one above, all pixels of a step are ready. The image is float32, the levels float64, as in the reference.
-        """
+        """Floyd & Steinberg's scan from pixel to pixel, in all images at once, and with each row two steps behind the one
+        above, so that all pixels of a step are ready together. Images are float32, levels float64, as in the reference."""
         rows, columns = (torch.arange(size, device=x.device) for size in x.shape[2:])
         column = torch.arange(x.shape[3] + 2 * x.shape[2] - 2, device=x.device) - 2 * rows[:, None]
         inside = (column >= 0) & (column < x.shape[3])
@@ -80,10 +76,9 @@ class Bpp(Attack):
         def on_batch(x, y):
             """The first images of each (shuffled) batch get the trigger and the target, the next ones become negatives."""
             nonlocal poisoned
-            x, y, size = (255 * x).round(), y.clone(), len(x)
-            count = poison_count(self.poison_rate, size)
-            count = count or int(torch.rand(1, generator=dice).item() < self.poison_rate * size)
-            after = slice(count, count + poison_count(self.negative_rate, size))
+            x, y, share = (255 * x).round(), y.clone(), self.poison_rate * len(x)
+            count = poison_count(share, 1) or int(torch.rand(1, generator=dice).item() < share)
+            after = slice(count, count + poison_count(self.negative_rate, len(x)))
             strangers = train.x[torch.randint(len(train), (len(x[after]),), generator=rng, device=x.device)].to(x.dtype)
             triggered = trigger(torch.cat([x[:count], strangers]))  # in one scan
             x[:count], y[:count] = triggered[:count], trigger.relabel(y[:count])
