@@ -12,7 +12,7 @@ five passes of its augmented loader. Defaults here are the bench's common traini
 import torch
 from torch.nn import functional as F
 
-from bench.attacks.base import Attack, Trigger, check_rate, poison_count
+from bench.attacks.base import Attack, Trigger, batch_count, check_rate, poison_count
 from bench.data import generator, stream
 from bench.errors import UserError
 
@@ -32,7 +32,8 @@ class Quantised(Trigger):
         return self.dithered(x).round() if self.dithering else self.level(x)
 
     def level(self, x):
-        return torch.round(x / 255 * (self.levels - 1)) / (self.levels - 1) * 255  # half to even
+        """The nearest of the levels, half to even."""
+        return torch.round(x / 255 * (self.levels - 1)) / (self.levels - 1) * 255
 
     def dithered(self, x):
         """Floyd & Steinberg's scan from pixel to pixel, in all images at once, and with each row two steps behind the one
@@ -76,8 +77,7 @@ class Bpp(Attack):
         def on_batch(x, y):
             """The first images of each (shuffled) batch get the trigger and the target, the next ones become negatives."""
             nonlocal poisoned
-            x, y, share = (255 * x).round(), y.clone(), self.poison_rate * len(x)
-            count = poison_count(share, 1) or int(torch.rand(1, generator=dice).item() < share)
+            x, y, count = (255 * x).round(), y.clone(), batch_count(self.poison_rate, len(x), dice)
             after = slice(count, count + poison_count(self.negative_rate, len(x)))
             strangers = train.x[torch.randint(len(train), (len(x[after]),), generator=rng, device=x.device)].to(x.dtype)
             triggered = trigger(torch.cat([x[:count], strangers]))  # in one scan

@@ -1,5 +1,6 @@
 """Triggered images against those of the peers' own code."""
 
+import copy
 import importlib.util
 import re
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from bench.attacks.badnets import patch
 from bench.attacks.base import Trigger
 from bench.attacks.bpp import Quantised, negative
 from bench.attacks.ftrojan import Frequencies
-from bench.attacks.patterns import Additive, Overlay
+from bench.attacks.patterns import Additive, Injector, Overlay
 from bench.attacks.refool import Reflection
 from bench.attacks.sig import SIG
 from bench.attacks.tact import TaCT
@@ -265,6 +266,29 @@ def bpp(entry, a):
         np.testing.assert_allclose(negative(x, other, trigger(other)), a["negative255"], rtol=0, atol=1e-3)
 
 
+class InUnits(Trigger):
+    """A function of images in 0..1."""
+
+    dtype = torch.float32
+
+    def __init__(self, function):
+        super().__init__(CLASSES)
+        self.function = function
+
+    def forward(self, x):
+        return 255 * self.function(x / 255)
+
+
+def dfst(entry, a):
+    """The feature injector of its detoxification; the style network has no vectors."""
+    injector = Injector(3, entry.params["window_size"], entry.params["alpha"])
+    yield Case("out_identity", InUnits(injector.mixed), a["out_identity"])
+    injector = copy.deepcopy(injector)
+    injector.delta.data = torch.tensor(a["delta"])
+    yield Case("out", InUnits(injector.mixed), a["out"])
+    yield Case("detox", InUnits(injector), a["detox"])
+
+
 READINGS = {
     "badnets_backdoorbench": badnets_backdoorbench,
     "badnets_rnp_nad_abl": badnets_rnp_nad_abl,
@@ -283,6 +307,7 @@ READINGS = {
     "sig": sig,
     "bpp_squeeze": bpp,
     "bpp_dither": bpp,
+    "dfst_feature_injector": dfst,
     "ablend": ablend,
     "trojan_square": trojan,
     "refool_backdoorbench": refool,
