@@ -24,7 +24,7 @@ from analysis.operating_point import SENTENCES
 SCHEMA = 1
 LIMIT = 1 << 20  # bytes; a real record and a real config have 2,000
 CONFIG_LIMIT = 1 << 16  # YAML is slow to read
-SKIP = {"backdoors", "cache", "tables", "plots"}  # under the root: no cells
+SKIP = {"backdoors", "cache", "tables", "plots", "gallery"}  # under the root: no cells
 AXES = ("dataset", "model", "attack", "defense")
 METRICS = ("acc", "asr", "ra")
 PARTS = {"dataset": "dataset", "model": "model", "train": "model", "attack": "attack"}
