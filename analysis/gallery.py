@@ -157,7 +157,7 @@ def draw(dataset: str, shown: Sequence[Sample]) -> Figure:
         axes.imshow(sheet, interpolation="nearest", aspect="auto")
         axes.axis("off")
         name = sample.attack if len(nets) == 1 else f"{sample.attack} ({sample.model})"
-        write(left, top - 0.21, clipped(name, 26), fontsize=10, fontweight="bold")
+        write(left, top - 0.21, clipped(name, 24), fontsize=10, fontweight="bold")
         numbers = f"ASR {sample.asr:.1f}   ACC {sample.acc:.1f}   seed {sample.seed}"
         write(left, top - 0.06, clipped(numbers, 38), fontsize=7.5, color="#444444")
         for row, text in enumerate(ROWS if column == 0 else ()):
