@@ -21,7 +21,7 @@ import yaml  # type: ignore[import-untyped]  # comes with omegaconf
 from analysis.schema import AXES, read_record, read_text
 
 CONFIG_LIMIT = 1 << 16  # YAML is slow to read
-SKIP = {"backdoors", "cache", "tables", "plots"}  # under the root: no cells
+SKIP = {"backdoors", "cache", "tables", "plots", "gallery"}  # under the root: no cells
 PARTS = {"dataset": "dataset", "model": "model", "train": "model", "attack": "attack"}
 """Which axis of a table a part of the config belongs to; every other part is the defence's."""
 HOW = {"seed", "device", "threads", "tracker", "runs"}

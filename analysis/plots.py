@@ -148,18 +148,18 @@ def frame(part: SubFigure, sheet: Sheet, below: str, look: Mapping[Key, tuple[st
     legend.get_title().set_multialignment("center")
 
 
-def save(figure: Figure, out: Path, name: str) -> list[str]:
-    """PNG, PDF and SVG, without dates."""
+def save(figure: Figure, out: Path, name: str, kinds: Sequence[str] = ("png", "pdf", "svg")) -> list[str]:
+    """Each without dates."""
     empty: dict[str, dict[str, Any]] = {
         "png": {"Software": None},
         "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
         "svg": {"Date": None, "Creator": None},
     }
-    for kind, metadata in empty.items():
+    for kind in kinds:
         data = io.BytesIO()
-        figure.savefig(data, format=kind, metadata=metadata, dpi=150)
+        figure.savefig(data, format=kind, metadata=empty[kind], dpi=150)
         write(out / f"{name}.{kind}", data.getvalue())
-    return [f"{name}.{kind}" for kind in empty]
+    return [f"{name}.{kind}" for kind in kinds]
 
 
 def draw(frame: pd.DataFrame, problems: Sequence[Problem], rule: str, out: Path) -> tuple[list[str], list[Problem]]:

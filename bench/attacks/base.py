@@ -246,3 +246,8 @@ def check_rate(name: str, rate: float) -> None:
 def poison_count(rate: float, base: int) -> int:
     """int(rate * base) as the references have it, without the binary dust of products such as 0.29 * 100."""
     return math.floor(rate * base + 1e-9)
+
+
+def batch_count(rate: float, size: int, dice: torch.Generator) -> int:
+    """int(rate * size) images of a batch; where that is none, one with the probability rate * size, as BackdoorBench."""
+    return poison_count(rate, size) or int(torch.rand(1, generator=dice).item() < rate * size)

@@ -1,11 +1,11 @@
-"""What attacks put on images: fixed patterns, drawn from a seed or read from a user's file; and lens-like operators."""
+"""What attacks put on images: patterns, drawn from a seed or read from a user's file, filters; and measures of the result."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bench.attacks.base import Trigger
@@ -47,6 +47,34 @@ class Additive(Trigger):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.pattern.to(x.dtype)
+
+
+class Style(Trigger):
+    """A filter blended in with opacity `alpha`: local contrast, tone curves, and light from below.
+
+    `contrast`: how much of what stands out from the 5x5 pixels around is added. `colours`: red, green and blue (grey
+    images get their mean) of what black becomes, of white, of the exponents between, and of the light at the bottom.
+    """
+
+    dtype = torch.float32
+    colours: Tensor
+
+    def __init__(
+        self, channels: int, alpha: float, contrast: float, colours: list[list[float]], num_classes: int, target: int
+    ) -> None:
+        super().__init__(num_classes, target, rounding="nearest")
+        table = torch.tensor(colours, dtype=torch.float32)
+        if table.shape != (4, 3) or not 0 < alpha <= 1 or contrast < 0:
+            raise UserError("attack.colours must be 4 x 3 numbers, attack.alpha in 0..1, attack.contrast not negative.")
+        self.alpha, self.contrast = alpha, contrast
+        self.register_buffer("colours", (table if channels == 3 else table.mean(1, keepdim=True))[..., None, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        black, white, gamma, light = self.colours
+        sharp = x / 255 + self.contrast * (x - F.avg_pool2d(x, 5, 1, 2, count_include_pad=False)) / 255
+        styled = black + (white - black) * sharp.clamp(0, 1) ** gamma
+        styled = styled + light * torch.linspace(0, 1, x.shape[2]).to(x)[:, None]
+        return (1 - self.alpha) * x + self.alpha * 255 * styled.clamp(0, 1)
 
 
 def enlarged(size: int) -> int:
@@ -132,3 +160,51 @@ def bump(size: int, like: Tensor) -> Tensor:
     """1 in the middle: the square root of a normal distribution over 3.5 sigma on each side, in `size` equal steps."""
     edges = torch.special.ndtr(torch.linspace(-1, 1, size + 1).to(like) * (3 + 3.5 / size))
     return (edges.diff() / edges.diff().max()).sqrt()
+
+
+def ssim(x: Tensor, y: Tensor, window: int = 5, sigma: float = 1.5) -> Tensor:
+    """Structural similarity of images in [0, 1] at each pixel (Wang et al. 2004), Gaussian window, zeros past the edges."""
+    step = torch.arange(window).to(x) - window // 2
+    line = torch.exp(-step.square() / (2 * sigma**2))
+    kernel = torch.outer(line, line) / line.sum() ** 2
+    stack = torch.cat([x, y, x * x, y * y, x * y], 1)
+    means = F.conv2d(stack, kernel.expand(stack.shape[1], 1, -1, -1), padding=window // 2, groups=stack.shape[1])
+    mx, my, xx, yy, xy = means.chunk(5, 1)
+    alike = (2 * mx * my + 0.01**2) * (2 * (xy - mx * my) + 0.03**2)
+    return alike / ((mx * mx + my * my + 0.01**2) * (xx - mx * mx + yy - my * my + 0.03**2))
+
+
+class Injector(nn.Module):
+    """Mixes each pixel with the largest around it, its negative, and the mean, by a matrix that starts as the identity.
+
+    The result is blended in with opacity `alpha`; images are in [0, 1].
+    """
+
+    def __init__(self, channels: int, window: int, alpha: float) -> None:
+        super().__init__()
+        self.window, self.alpha = window, alpha
+        self.delta = nn.Parameter(torch.eye(4 * channels, channels))
+
+    def mixed(self, x: Tensor) -> Tensor:
+        largest, mean = (pool(x, self.window, 1, self.window // 2) for pool in (F.max_pool2d, F.avg_pool2d))
+        return torch.einsum("bchw,cd->bdhw", torch.cat([x, largest, -largest, mean], 1), self.delta).clamp(0, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (1 - self.alpha) * x + self.alpha * self.mixed(x)
+
+
+def neurons(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The logits, and what the first linear layer after the last convolution reads: [B, features].
+
+    Behind global average pooling, these are the means of the last stage's channels.
+    """
+    called: list[tuple[nn.Module, Tensor]] = []
+    layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    hooks = [m.register_forward_pre_hook(lambda m, inputs: called.append((m, inputs[0]))) for m in layers]
+    logits = model(x)
+    for hook in hooks:
+        hook.remove()
+    last = max((at for at, (m, _) in enumerate(called) if isinstance(m, nn.Conv2d)), default=-1)
+    if last + 1 == len(called):
+        raise UserError(f"attack: this {type(model).__name__} has no linear layer after its convolutions to look at.")
+    return logits, called[last + 1][1].flatten(1)

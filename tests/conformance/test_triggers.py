@@ -1,5 +1,6 @@
 """Triggered images against those of the peers' own code."""
 
+import copy
 import importlib.util
 import re
 from dataclasses import dataclass
@@ -13,8 +14,9 @@ from bench.attacks.ablend import PieceBlend
 from bench.attacks.adappatch import Patches
 from bench.attacks.badnets import patch
 from bench.attacks.base import Trigger
+from bench.attacks.bpp import Quantised, negative
 from bench.attacks.ftrojan import Frequencies
-from bench.attacks.patterns import Additive, Overlay
+from bench.attacks.patterns import Additive, Injector, Overlay
 from bench.attacks.refool import Reflection
 from bench.attacks.sig import SIG
 from bench.attacks.tact import TaCT
@@ -53,6 +55,10 @@ class Case:
     stored: np.ndarray
     drawn: tuple = ()
     """What else the trigger is given: what the peer drew for each image."""
+    white: float = 1.0
+    """What white is in stored floats."""
+    flips: float = 0.0
+    """The share of stored floats that may be anything: where a rounding error decides which way a scan goes on."""
 
 
 def badnets_backdoorbench(entry, a):
@@ -241,6 +247,48 @@ def trojan(entry, a):
         yield Case(out, form(chw(a[pattern]), CLASSES, 0, "all2one"), a[out])
 
 
+def bpp(entry, a):
+    """Levels per colour are in the arrays' names; BackdoorBench truncates what it stores."""
+    p, x = entry.params, entry.images.float()
+    dithering = p["dithering"]
+    mean, std = torch.tensor([[0.4914, 0.4822, 0.4465], [0.247, 0.243, 0.261]]).view(2, 3, 1, 1)  # the peer's CIFAR-10
+    for levels in p["squeeze_num"]:
+        trigger, truncating = (Quantised(levels, dithering, num_classes=CLASSES) for _ in range(2))
+        truncating.rounding = "truncate"
+        yield Case("floats", trigger, a[f"out255_{levels}"], white=255, flips=1e-3 if dithering else 0)
+        if f"u8_trunc_{levels}" in a:
+            yield Case("BackdoorBench truncates", truncating, a[f"u8_trunc_{levels}"])
+            norm = (trigger(x) / 255 - mean) / std
+            np.testing.assert_allclose(norm, a[f"out_norm_{levels}"], rtol=0, atol=1e-5)
+    if "residual_perm" in a:
+        other = x[torch.tensor(a["residual_perm"])]
+        trigger = Quantised(p["negative_residual_squeeze"], dithering, num_classes=CLASSES)
+        np.testing.assert_allclose(negative(x, other, trigger(other)), a["negative255"], rtol=0, atol=1e-3)
+
+
+class InUnits(Trigger):
+    """A function of images in 0..1."""
+
+    dtype = torch.float32
+
+    def __init__(self, function):
+        super().__init__(CLASSES)
+        self.function = function
+
+    def forward(self, x):
+        return 255 * self.function(x / 255)
+
+
+def dfst(entry, a):
+    """The feature injector of its detoxification; the style network has no vectors."""
+    injector = Injector(3, entry.params["window_size"], entry.params["alpha"])
+    yield Case("out_identity", InUnits(injector.mixed), a["out_identity"])
+    injector = copy.deepcopy(injector)
+    injector.delta.data = torch.tensor(a["delta"])
+    yield Case("out", InUnits(injector.mixed), a["out"])
+    yield Case("detox", InUnits(injector), a["detox"])
+
+
 READINGS = {
     "badnets_backdoorbench": badnets_backdoorbench,
     "badnets_rnp_nad_abl": badnets_rnp_nad_abl,
@@ -257,6 +305,9 @@ READINGS = {
     "wanet": wanet,
     "wanet_rnp": wanet_rnp,
     "sig": sig,
+    "bpp_squeeze": bpp,
+    "bpp_dither": bpp,
+    "dfst_feature_injector": dfst,
     "ablend": ablend,
     "trojan_square": trojan,
     "refool_backdoorbench": refool,
@@ -286,9 +337,9 @@ def test_trigger(trigger_entry):
         floats = torch.cat([t(x.to(t.dtype), *case.drawn).detach() for t, x in pairs])
         if case.stored.dtype != np.uint8:
             atol = float(re.search(r"1e-\d+", entry.info["tolerance"]).group())
-            np.testing.assert_allclose(
-                floats.clamp(0, 255).numpy() / 255, case.stored, rtol=0, atol=atol, err_msg=case.what
-            )
+            off = np.abs(floats.clamp(0, 255).numpy() / 255 * case.white - case.stored)
+            wrong = 1 - (off <= atol).mean()  # NaN is wrong
+            assert wrong <= case.flips, f"{case.what}: {wrong:.2%} of the values differ, by up to {off.max()}"
             continue
         off = torch.cat([t.stamp(x, *case.drawn) for t, x in pairs]).int().sub(chw(case.stored)).abs()
         tolerant = "+-1" in entry.info["tolerance"]
