@@ -17,9 +17,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as tensors
 
 from analysis import command
-from analysis.load import Problem, is_count, read_text, reason
+from analysis.load import Problem, reason
 from analysis.plots import STYLE, save
 from analysis.render import plain
+from analysis.schema import is_count, read_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
