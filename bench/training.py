@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,6 +109,29 @@ def epoch_order(count: int, plan: Plan, seed: int, epoch: int) -> Tensor:
     return torch.randperm(count, generator=rng)
 
 
+def sound(model: nn.Module, label: str) -> None:
+    """Raises UserError, naming the tensor, if a weight or a statistic of the model is not finite."""
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    finite = torch.stack([tensor.isfinite().all() for tensor in tensors.values()]).tolist() if tensors else []
+    for name, good in zip(tensors, finite, strict=True):
+        if not good:
+            raise UserError(f"{label}: the model's {name} is not finite; was its training sound? Train it again.")
+
+
+@contextmanager
+def enough_for_statistics(label: str, images: int) -> Iterator[None]:
+    """Says in a sentence what torch says of BatchNorm when a batch leaves one value per channel."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise UserError(
+            f"{label}: a batch of {images} image is too small for this network's BatchNorm, which sees one value of each "
+            f"channel; change batch_size or the number of images (clean.tune, for a defence) so that none is left alone."
+        ) from error
+
+
 def fit(
     model: nn.Module,
     data: ImageSet,
@@ -131,10 +155,12 @@ def fit(
     `after_epoch(epoch)` may look at or change the model, and ends the training if it returns true.
     `moving_statistics=False` trains in eval mode: BatchNorm uses its running statistics and leaves them as they are.
 
-    Raises UserError if the set is empty or if the loss stops being finite.
+    Raises UserError if the set is empty, if the model is not finite to begin with, if a batch is too small for BatchNorm,
+    or if the loss stops being finite.
     """
     if len(data) == 0:
         raise UserError(f"{label}: there are no images to train on.")
+    sound(model, label)
     device = data.x.device
     moved = augment if augment is not None and plan.augment else Augment()
     still = Augment()
@@ -170,7 +196,7 @@ def fit(
                 else:
                     x, y = on_batch(to_unit(padded[index].permute(0, 3, 1, 2)), y)
                     x = moved.crop(moved.pad(x), torch.arange(len(x), device=device), moves[batch])
-                with mixed:
+                with mixed, enough_for_statistics(label, len(y)):
                     loss, logits = objective(model, x.contiguous(memory_format=layout), y)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()

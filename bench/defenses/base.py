@@ -14,7 +14,7 @@ from torch import nn
 from bench.data import Defender
 from bench.errors import UserError
 from bench.pruning import Mask, Rule, Scores, Sweep, apply, count
-from bench.training import Plan, fit
+from bench.training import Plan, fit, sound
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,7 @@ class PruningDefense(Defense):
         return apply(model, mask, self.zeroes)
 
     def repair(self, model: nn.Module, data: Defender) -> Repaired:
+        sound(model, type(self).__name__)
         scores = {layer: score.detach().cpu() for layer, score in self.score(model, data).items()}
         for layer, score in scores.items():
             if not score.isfinite().all():

@@ -24,8 +24,8 @@ class BNP(PruningDefense):
 
 
 def moments(x):
-    """Mean and unbiased variance of each channel, over images and pixels."""
-    variance, mean = torch.var_mean(x, dim=(0, 2, 3))
+    """Mean and unbiased variance of each channel, over images and pixels; a single value has the variance 0."""
+    variance, mean = torch.var_mean(x, dim=(0, 2, 3), correction=int(x[:, 0].numel() > 1))
     return mean, variance
 
 

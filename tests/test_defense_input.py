@@ -1,0 +1,153 @@
+"""Every defence on input that no paper thinks of: one sentence that says what is wrong, or a result that makes sense."""
+
+import copy
+from dataclasses import replace
+from functools import cache
+
+import pytest
+import torch
+from cells import build, choices, composed, shrink
+from torch import nn
+
+from bench.data import Augment, Defender, ImageSet
+from bench.errors import UserError
+from bench.models import normalised, resnet18, vgg
+from bench.training import Plan, fit, to_unit
+
+DEFENSES = choices("defense")
+CLASSES = 10
+
+
+def images(count, classes=CLASSES, seed=0, size=16):
+    rng = torch.Generator().manual_seed(seed)
+    x = torch.randint(256, (count, 3, size, size), dtype=torch.uint8, generator=rng)
+    return ImageSet(x, torch.arange(count) % classes)
+
+
+def stamped(x):
+    """A trigger to hold against defences that cheat."""
+    return torch.cat([x[:, :, :-2], torch.full_like(x[:, :, -2:], 255)], 2)
+
+
+class Stamp(nn.Module):
+    target = 0
+
+    def stamp(self, x):
+        return stamped(x)
+
+    def relabel(self, y):
+        return torch.zeros_like(y)
+
+    def counts(self, y):
+        return y != 0
+
+
+def view(name, clean):
+    """(the defence, on the quick; what it may see of these clean images)."""
+    defence = build(shrink(composed(f"defense={name}")).defense)
+    seen = clean[torch.arange(0)] if defence.needs == "nothing" else clean
+    data = Defender(seen, (3, *clean.x.shape[2:]), CLASSES, Augment(shift=1), seed=3)
+    if defence.needs == "poisoned":
+        data = replace(data, poisoned=images(40, seed=1, size=clean.x.shape[-1]))
+    elif defence.needs == "trigger":
+        data = replace(data, trigger=Stamp())
+    return defence, data
+
+
+@cache
+def network(batch_norm=True):
+    torch.manual_seed(0)
+    if not batch_norm:
+        model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
+                              nn.Flatten(), nn.Linear(8, CLASSES))  # fmt: skip
+    else:
+        model = vgg([8, "M", 8, 8], CLASSES, 3, conv_bias=False)
+        fit(model, images(64), Plan(epochs=1, batch_size=32, lr=0.05), seed=0)
+    return normalised(model, (0.5,) * 3, (1.0,) * 3).eval()
+
+
+def sensible(name, model, clean):
+    """Every model offered answers every image with finite numbers, and one of them is the paper's; or a UserError."""
+    defence, data = view(name, clean)
+    repaired = defence.repair(model, data)
+    x, fixed = to_unit(images(20, seed=2, size=clean.x.shape[-1]).x), 0
+    for candidate in repaired.candidates:
+        with torch.no_grad():
+            logits = candidate.model(x)
+        assert logits.shape == (20, CLASSES) and logits.isfinite().all()
+        fixed += candidate.fixed
+    assert fixed == 1
+
+
+def sentence(error):
+    """One or two sentences for a reader, without the words of a traceback."""
+    text = str(getattr(error, "value", error))
+    assert 20 < len(text) < 400 and text[-1] in ".?" and "Error" not in text and "\n" not in text, text
+    return text
+
+
+@pytest.mark.parametrize("name", DEFENSES)
+def test_one_clean_image(name):
+    sensible(name, network(), images(1))
+
+
+@pytest.mark.parametrize("name", DEFENSES)
+def test_missing_classes(name):
+    """Three of ten classes, and fewer images than classes."""
+    sensible(name, network(), images(6, classes=3))
+
+
+@pytest.mark.parametrize("name", DEFENSES)
+def test_one_clean_image_and_one_pixel_to_average_over(name):
+    """A network whose last stages have 1x1 maps: BatchNorm cannot learn from a single image, and says so."""
+    torch.manual_seed(0)
+    model = resnet18(CLASSES, 3, width=4).eval()
+    try:
+        sensible(name, model, images(1, size=8))
+    except UserError as error:
+        assert "BatchNorm" in sentence(error) and "clean.tune" in str(error)
+
+
+@pytest.mark.parametrize("name", DEFENSES)
+def test_no_batch_norm(name):
+    """A defence that needs BatchNorm says so by name; the others work."""
+    try:
+        sensible(name, network(batch_norm=False), images(30))
+    except UserError as error:
+        assert "BatchNorm" in sentence(error)
+
+
+@pytest.mark.parametrize("name", sorted(set(DEFENSES) - {"none"}))
+def test_a_running_variance_that_is_not_a_number(name):
+    model = copy.deepcopy(network())
+    model.features[1].running_var[2] = torch.nan
+    with pytest.raises(UserError) as error:
+        sensible(name, model, images(30))
+    assert "features.1" in sentence(error)
+
+
+@pytest.mark.parametrize("count", [5, 31, 32, 33])
+def test_drop_last_never_leaves_nothing(count):
+    """A set that does not fill a batch is a batch of its own."""
+    model = copy.deepcopy(network())
+    before = model.classifier.weight.detach().clone()
+    history = fit(model, images(count), Plan(batch_size=32, drop_last=True), seed=0)
+    assert len(history) == 1 and not model.classifier.weight.equal(before)
+
+
+def test_a_last_batch_of_one_image():
+    torch.manual_seed(0)
+    plan = Plan(batch_size=8, lr=0.01)
+    fit(resnet18(CLASSES, 3, width=4), images(18, size=8), plan, seed=0)
+    with pytest.raises(UserError, match=r"a batch of 1 image .*BatchNorm.*clean\.tune") as error:
+        fit(resnet18(CLASSES, 3, width=4), images(17, size=8), plan, seed=0, label="fine-tuning")
+    sentence(error)
+    fit(resnet18(CLASSES, 3, width=4), images(17, size=8), plan, seed=0, moving_statistics=False)
+
+
+def test_an_error_of_ones_own_is_not_explained_away():
+    def objective(model, x, y):
+        raise ValueError("another matter")
+
+    with pytest.raises(ValueError, match="another matter"):
+        fit(copy.deepcopy(network()), images(8), Plan(), seed=0, objective=objective)
