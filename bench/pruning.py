@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -140,7 +140,7 @@ def count(mask: Mask) -> int:
 
 # -- soft masks --------------------------------------------------------------------------------------------------------
 class Gate(nn.Module):
-    """A parametrisation `w -> w * (mask + noise)`, one factor per channel; noise is None when it is switched off."""
+    """A parametrisation `w -> w * (mask + noise)`, one factor per element; noise is None when it is switched off."""
 
     def __init__(self, like: Tensor) -> None:
         super().__init__()
@@ -151,8 +151,11 @@ class Gate(nn.Module):
         return weight * (self.mask if self.noise is None else self.mask + self.noise)
 
 
-def gates(model: nn.Module, tensor: str = "weight", method: str = "this method") -> dict[str, Gate]:
-    """Puts a gate on that tensor of every BatchNorm2d, in place, and freezes all of the model's own parameters.
+def gates(
+    model: nn.Module, tensor: str = "weight", method: str = "this method", layers: Mapping[str, nn.Module] | None = None
+) -> dict[str, Gate]:
+    """Puts a gate on that tensor of the layers (default: every BatchNorm2d), in place, and freezes all of the model's own
+    parameters.
 
     Freezing changes no number: the optimiser only ever sees the gates' masks.
     """
@@ -161,7 +164,7 @@ def gates(model: nn.Module, tensor: str = "weight", method: str = "this method")
             for parameter in module.parameters(recurse=False):
                 parameter.requires_grad_(False)
     found = {}
-    for name, module in batch_norms(model, method).items():
+    for name, module in (batch_norms(model, method) if layers is None else layers).items():
         found[name] = Gate(getattr(module, tensor))
         parametrize.register_parametrization(module, tensor, found[name])
     return found

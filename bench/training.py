@@ -87,8 +87,11 @@ SCHEDULES: dict[str, Callable[[Any, Plan, int], Any]] = {
     "onecycle": lambda opt, plan, steps: torch.optim.lr_scheduler.OneCycleLR(
         opt, plan.lr, total_steps=steps, cycle_momentum=False
     ),
+    "half_linear": lambda opt, plan, steps: torch.optim.lr_scheduler.LambdaLR(
+        opt, lambda step: 1 - 0.99 * min(max(step / steps - 0.5, 0) / 0.4, 1)
+    ),
 }
-"""Each is stepped after every batch; milestones are given in epochs."""
+"""Each is stepped after every batch; milestones are given in epochs. `half_linear`: constant to the half, 1 % from 90 % on."""
 
 
 def cross_entropy(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
