@@ -78,7 +78,9 @@ class Run:
             stage.states.append({k: v.clone() for k, v in model.state_dict().items()})
             return after_epoch(epoch)
 
-        more |= {"after_epoch": watched_epoch} if after_epoch else {"parameters": parameters, "after_step": watched_step}
+        more |= (
+            {"after_epoch": watched_epoch} if after_epoch else {"parameters": parameters, "after_step": watched_step}
+        )
         stage.history = bench.training.fit(model, images, plan, objective=watched_objective, **more)
         return stage.history
 
