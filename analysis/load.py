@@ -65,11 +65,8 @@ def load(root: str | Path) -> tuple[pd.DataFrame, list[Problem]]:
             row = named_by(folder) | {"kind": "failed", "what": last_line(folder / "error.txt")}
         except (OSError, ValueError, RecursionError) as error:
             row = named_by(folder) | {"kind": "damaged", "what": f"record.json is not counted: {reason(error)}"}
-        row |= {
-            "folder": str(folder),
-            "where": where,
-            "settings": settings,
-        }  # last: a record must not name files to read
+        # last: a record must not name files to read
+        row |= {"folder": str(folder), "where": where, "settings": settings}
         rows.append(row)
     placed = [row for row in rows if "seed" in row]
     problems += [Problem(row["kind"], row["where"], row["what"]) for row in rows if "seed" not in row]
@@ -172,8 +169,19 @@ def set_apart(rows: Iterable[dict[str, Any]], axis: str) -> None:
             row[f"{axis}_settings"] = labels[tuple(sorted(own.items()))]
 
 
+def fold(variants: list[dict[str, str]]) -> list[dict[str, str]]:
+    """A node that some lack and all others have alike, such as `defense.then`, becomes one setting: `set`."""
+    for node in sorted({key.rpartition(".")[0] for variant in variants for key in variant} - {""}):
+        parts = [{k: v for k, v in variant.items() if k.startswith(f"{node}.")} for variant in variants]
+        if {} in parts and all(part in ({}, max(parts, key=len)) for part in parts):
+            whole = zip(variants, parts, strict=True)
+            variants = [{k: v for k, v in a.items() if k not in b} | ({node: "set"} if b else {}) for a, b in whole]
+    return variants
+
+
 def name_variants(variants: list[dict[str, str]]) -> list[str]:
     """One label for each: nothing for a single one, the settings that differ if these are few and short, else a hash."""
+    variants = fold(variants)
     known = [v for v in variants if v]
     differ = sorted(key for key in {k for v in known for k in v} if len({v.get(key) for v in known}) > 1)
     labels = [", ".join(f"{key}={v.get(key, 'unset')}" for key in differ) for v in variants]

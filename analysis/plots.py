@@ -135,7 +135,7 @@ def frame(part: SubFigure, sheet: Sheet, below: str, look: Mapping[Key, tuple[st
     inches = part.bbox.width / part.figure.dpi
     part.suptitle(fill(f"{text(sheet.dataset)}, {text(sheet.model)}", int(inches * 10)), fontsize=11)
     handles = [Line2D([], [], color=c, marker=m, linestyle=line, **EDGE) for c, m in look.values()]
-    names = [text(defense) for defense in look]
+    names = [text(defense) + (" (cheats)" if defense in sheet.cheats else "") for defense in look]
     columns = int(inches * 11 / (max(map(len, names), default=1) + 7))  # 11 letters of the legend are about an inch
     legend = part.legend(
         handles,

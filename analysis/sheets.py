@@ -13,6 +13,7 @@ from analysis.schema import METRICS
 
 TOOK_ASR, TOOK_ACC = 80.0, 5.0  # the bench's own gate (conf/config.yaml), for records made before it was in them
 PLACES = [name for axis in ("dataset", "model") for name in (axis, f"{axis}_settings")]
+CHEATS = "trigger"  # what a record says that its defence needs if it is none
 Key = tuple[str, str]
 """A name and the settings that set it apart, such as ("rnp", "selection.max_drop=2")."""
 
@@ -109,8 +110,15 @@ class Sheet:
         return sorted(self.keys("attack"), key=lambda key: key[0] == "none")
 
     @property
+    def cheats(self) -> set[Key]:
+        """Defences that see the trigger: controls that no defence can be ranked against."""
+        rows = self.rows[self.rows["needs"] == CHEATS]
+        return set(zip(rows["defense"], rows["defense_settings"], strict=True))
+
+    @property
     def defenses(self) -> list[Key]:
-        return sorted(self.keys("defense"), key=lambda key: {"none": 0, "ft": 1, "random": 3}.get(key[0], 2))
+        order, cheats = {"none": 0, "ft": 1, "random": 3}, self.cheats
+        return sorted(self.keys("defense"), key=lambda key: 4 if key in cheats else order.get(key[0], 2))
 
     @property
     def seeds(self) -> list[int]:
@@ -125,8 +133,11 @@ class Sheet:
         return Cell(self.rows[here], self.seeds, lost)
 
     def styles(self, attack: Key, rule: str) -> dict[Key, str]:
-        """Lowest and second lowest ASR among the defences with the most seeds, compared as printed; not for the oracle."""
-        cells = {d: self.cell(d, attack) for d in self.defenses if d[0] != "none"}
+        """Lowest and second lowest ASR among the defences with the most seeds, compared as printed.
+
+        Not by the rule oracle, and none that cheats.
+        """
+        cells = {d: self.cell(d, attack) for d in self.defenses if d[0] != "none" and d not in self.cheats}
         cells = {d: cell for d, cell in cells.items() if cell.counts}
         if rule == "oracle" or attack[0] == "none" or not cells:
             return {}

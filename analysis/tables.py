@@ -14,9 +14,14 @@ from analysis.load import Problem, load
 from analysis.operating_point import SENTENCES
 from analysis.render import Entry, Grid, Table
 from analysis.schema import AXES, METRICS
-from analysis.sheets import TOOK_ACC, TOOK_ASR, Cell, Key, Sheet, label, number, sheets
+from analysis.sheets import CHEATS, TOOK_ACC, TOOK_ASR, Cell, Key, Sheet, label, number, sheets
 
-SEES = {"nothing": "nothing", "clean": "clean images", "poisoned": "poisoned images"}
+SEES = {
+    "nothing": "nothing",
+    "clean": "clean images",
+    "poisoned": "clean and poisoned images",
+    CHEATS: "trigger (cheats)",
+}
 DIGITS = (
     "On digits the network, the attacks and the defences' settings were chosen by test ASR on seeds 0, 1, 10 and 11; "
     "tables should use other seeds, and the operating point of each row by the rule above.",
@@ -89,6 +94,8 @@ def legend(sheet: Sheet, rule: str, gap: bool) -> Iterator[str]:
     if any(attack[0] == "none" for attack in sheet.attacks):
         yield "Column none: a model without a backdoor, as a control; in no average."
     yield "Sees: what the defence itself looks at, before the rule chooses."
+    if cheats := [label(defense) for defense in sheet.defenses if defense in sheet.cheats]:
+        yield f"Cheats: {listed(cheats)} sees the true trigger; an upper bound and no defence, so it is never marked lowest."
     yield "Average and DER: over the attacks that took."
     if rule != "oracle":
         yield "Lowest ASR per attack in bold, second lowest in italics."
@@ -128,7 +135,8 @@ def tidy(sheet: Sheet, rule: str) -> Iterator[dict[str, Any]]:
             rows, keys = cell.rows, dict(zip(AXES, (sheet.dataset, sheet.model, attack, defense), strict=True))
             row: dict[str, Any] = {axis: key[0] for axis, key in keys.items()}
             row |= {"settings": "; ".join(key[1] for key in keys.values() if key[1]), "rule": rule}
-            row |= {"sees": next(iter(rows["needs"]), ""), "max_drop": next(iter(rows["max_drop"]), None)}
+            needs = next(iter(rows["needs"]), "")
+            row |= {"sees": SEES[CHEATS] if needs == CHEATS else needs, "max_drop": next(iter(rows["max_drop"]), None)}
             row |= {"took": "control" if attack[0] == "none" else "yes" if cell.counts else "no" if len(rows) else ""}
             row |= {"n": len(cell.shown), "seeds": listed(cell.shown["seed"], " ")}
             row["not_taken"] = listed(rows["seed"][~rows["took"]], " ")

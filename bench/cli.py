@@ -14,9 +14,13 @@ from bench.errors import UserError, nearest
 
 
 def one_cell(record: Mapping[str, Any]) -> str:
-    name = f"{record['attack']} / {record['defense']} / seed {record['seed']}"
+    name = f"{record['attack']} / {record['defense']}{cheats(record)} / seed {record['seed']}"
     change = "  ".join(f"{k.upper()} {record[f'{k}_before']:.1f} -> {record[k]:.1f}" for k in ("acc", "asr", "ra"))
     return f"{name}:  {change}  ({pruned(record)}{record['seconds'] + record['seconds_curve']:.1f} s)"
+
+
+def cheats(record: Mapping[str, Any]) -> str:
+    return " (cheats: sees the trigger)" if record.get("needs") == "trigger" else ""
 
 
 def pruned(record: Mapping[str, Any]) -> str:
@@ -26,7 +30,8 @@ def pruned(record: Mapping[str, Any]) -> str:
 def show(record: Mapping[str, Any], folder: Path) -> None:
     """The before/after table of one cell."""
     r = record
-    table = Table(title=f"{r['attack']} on {r['dataset']} ({r['model']}), defence {r['defense']}, seed {r['seed']}")
+    defense = f"{r['defense']}{cheats(r)}"
+    table = Table(title=f"{r['attack']} on {r['dataset']} ({r['model']}), defence {defense}, seed {r['seed']}")
     for column in ("", "ACC", "ASR", "RA", "pruned", "at"):
         table.add_column(column, justify="left" if not column else "right")
     cells = [f"{r['acc_before']:.1f}", f"{r['asr_before']:.1f}", f"{r['ra_before']:.1f}"]

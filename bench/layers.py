@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from bench.errors import UserError
 
 T = TypeVar("T")
+Norm = nn.BatchNorm2d | nn.LayerNorm
 
 
 def batch_norms(model: nn.Module, method: str = "this method") -> dict[str, nn.BatchNorm2d]:
@@ -19,9 +20,38 @@ def batch_norms(model: nn.Module, method: str = "this method") -> dict[str, nn.B
     found = {name: m for name, m in model.named_modules() if isinstance(m, nn.BatchNorm2d) and m.affine}
     if not found:
         raise UserError(
-            f"{method} prunes BatchNorm2d channels, and this {type(model).__name__} has no BatchNorm2d layer."
+            f"{method} works on BatchNorm2d layers (not on LayerNorm), and this {type(model).__name__} has no BatchNorm2d."
         )
     return found
+
+
+def channel_norms(model: nn.Module, method: str = "this method") -> dict[str, Norm]:
+    """The layers with one weight per channel, BatchNorm2d and LayerNorm, by name, in the order of `named_modules()`.
+
+    LayerNorm over more than one axis has a weight per place, not per channel, and is left out. Raises UserError if there
+    are none.
+    """
+    found = {
+        name: m
+        for name, m in model.named_modules()
+        if isinstance(m, nn.BatchNorm2d | nn.LayerNorm) and m.weight is not None and m.weight.ndim == 1
+    }
+    if not found:
+        raise UserError(
+            f"{method} works on BatchNorm2d and LayerNorm layers with a weight per channel, and this "
+            f"{type(model).__name__} has no BatchNorm2d and no such LayerNorm."
+        )
+    return found
+
+
+def by_channel(layer: Norm, x: Tensor) -> Tensor:
+    """What such a layer reads or writes, as [images, places, channels].
+
+    Channels come second in a BatchNorm2d and in the subclasses of LayerNorm that networks have for feature maps (such as
+    torchvision's LayerNorm2d), and last in a LayerNorm.
+    """
+    second = type(layer) is not nn.LayerNorm and x.ndim == 4 and x.shape[1] == len(layer.weight)
+    return (x.movedim(1, -1) if second else x).flatten(1, -2) if x.ndim > 2 else x[:, None]
 
 
 def running_variance(bn: nn.BatchNorm2d, layer: str, method: str) -> Tensor:

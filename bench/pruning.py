@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from bench.errors import UserError
-from bench.layers import batch_norms
+from bench.layers import channel_norms
 
 Scores = dict[str, Tensor]
 """Layer name -> one number per channel, in the order of `named_modules()`; higher = more suspicious."""
@@ -124,8 +124,9 @@ def apply(model: nn.Module, mask: Mask, zeroes: Iterable[str]) -> nn.Module:
         module = model.get_submodule(layer)
         for name in zeroes:
             tensor = getattr(module, name)
-            with torch.no_grad():
-                tensor[pruned.to(tensor.device)] = 0
+            if tensor is not None:  # a LayerNorm may have no bias
+                with torch.no_grad():
+                    tensor[pruned.to(tensor.device)] = 0
     return model
 
 
@@ -154,19 +155,20 @@ class Gate(nn.Module):
 def gates(
     model: nn.Module, tensor: str = "weight", method: str = "this method", layers: Mapping[str, nn.Module] | None = None
 ) -> dict[str, Gate]:
-    """Puts a gate on that tensor of the layers (default: every BatchNorm2d), in place, and freezes all of the model's own
-    parameters.
+    """Puts a gate on that tensor of the layers (default: every BatchNorm2d and LayerNorm) that have it, and freezes the
+    model's own parameters.
 
-    Freezing changes no number: the optimiser only ever sees the gates' masks.
+    In place. Freezing changes no number: the optimiser only ever sees the gates' masks.
     """
     for module in model.modules():
         if not isinstance(module, Gate):
             for parameter in module.parameters(recurse=False):
                 parameter.requires_grad_(False)
     found = {}
-    for name, module in (batch_norms(model, method) if layers is None else layers).items():
-        found[name] = Gate(getattr(module, tensor))
-        parametrize.register_parametrization(module, tensor, found[name])
+    for name, module in (channel_norms(model, method) if layers is None else layers).items():
+        if getattr(module, tensor) is not None:
+            found[name] = Gate(getattr(module, tensor))
+            parametrize.register_parametrization(module, tensor, found[name])
     return found
 
 

@@ -4,7 +4,8 @@ Wu & Wang, "Adversarial Neuron Pruning Purifies Backdoored Deep Models", Eq. 3-5
 reference: github.com/csdongxian/ANP_backdoor, optimize_mask_cifar.py and models/anp_batchnorm.py.
 Departures: none in the numbers. As there, the noise is not projected (it may reach twice `eps`), all passes use batch
 statistics, biases are perturbed but not masked, and masks count with 4 decimals. The weights are frozen, which changes
-no mask and saves their gradients.
+no mask and saves their gradients. A network's LayerNorms are perturbed and masked too, which the paper has not; so does
+BackdoorBench (its anp_layernorm.py).
 """
 
 import copy
@@ -27,7 +28,7 @@ class ANP(PruningDefense):
         model = copy.deepcopy(model)
         weights, biases = gates(model, "weight", "ANP"), gates(model, "bias", "ANP")
         masks = [gate.mask for gate in weights.values()]
-        every = [gate for layer in weights for gate in (weights[layer], biases[layer])]
+        every = [gates[layer] for layer in weights for gates in (weights, biases) if layer in gates]
         for gate in biases.values():
             gate.mask.requires_grad_(False)
         rng = generator(data.seed, "anp noise")

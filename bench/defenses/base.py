@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bench.data import Defender
 from bench.errors import UserError
 from bench.pruning import Mask, Rule, Scores, Sweep, apply, count
-from bench.training import Plan, fit, sound
+from bench.training import Plan, cross_entropy, fit, sound
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,12 @@ class Repaired:
 
 
 class Defense(ABC):
-    """One published defence. `needs` is its threat model: `nothing`, `clean` images, or a `poisoned` mix."""
+    """One published defence. `needs` is its threat model: `nothing`, `clean` images, a `poisoned` mix besides.
 
-    needs: ClassVar[str] = "clean"
+    Or the `trigger`: a control that cheats.
+    """
+
+    needs: str = "clean"
 
     @abstractmethod
     def repair(self, model: nn.Module, data: Defender) -> Repaired:
@@ -54,13 +57,18 @@ class PruningDefense(Defense):
 
     `then`: fine-tuning on the clean images after pruning, for methods that prescribe it. Every point of the curve but the
     first, which is the model as it came, is then a model pruned so far and fine-tuned by itself, so a curve costs one
-    fine-tuning a point. Weights that the cut set to 0 stay 0.
+    fine-tuning a point, by `objective`. Weights that the cut set to 0 stay 0, unless `holds` is false. A pruner that needs
+    nothing needs clean images then.
     """
+
+    holds: ClassVar[bool] = True
 
     def __init__(self, rule: Rule, sweep: Sweep, zeroes: Iterable[str], then: Plan | None = None) -> None:
         self.rule, self.sweep, self.zeroes, self.then = rule, sweep, tuple(zeroes), then
         if not self.zeroes or not set(self.zeroes) <= {"weight", "bias"}:
             raise UserError(f"defense.zeroes={list(self.zeroes)} must name weight, bias or both.")
+        if then is not None and self.needs == "nothing":
+            self.needs = "clean"
 
     @abstractmethod
     def score(self, model: nn.Module, data: Defender) -> Scores:
@@ -69,6 +77,10 @@ class PruningDefense(Defense):
     def cut(self, model: nn.Module, mask: Mask, data: Defender) -> nn.Module:
         """Switches the masked channels off, in place; for methods that take more away than the layer scored."""
         return apply(model, mask, self.zeroes)
+
+    def objective(self, model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What fine-tuning after pruning descends; see `bench.training.Objective`."""
+        return cross_entropy(model, x, y)
 
     def repair(self, model: nn.Module, data: Defender) -> Repaired:
         sound(model, type(self).__name__)
@@ -93,7 +105,7 @@ class PruningDefense(Defense):
                 yield Candidate(self._tuned(model, cut, data), at, mask, same(mask, paper))
 
     def _tuned(self, model: nn.Module, cut: nn.Module, data: Defender) -> nn.Module:
-        """`cut` fine-tuned, in a copy; what is 0 in it and was not in `model` is held there. Without `then`: `cut` itself."""
+        """`cut` fine-tuned, in a copy; what is 0 in it and was not in `model` is held there if `holds`. Without `then`: `cut`."""
         if self.then is None:
             return cut
         tuned = copy.deepcopy(cut)
@@ -103,7 +115,8 @@ class PruningDefense(Defense):
             for parameter, gone in zip(tuned.parameters(), dead, strict=True):
                 parameter.data.masked_fill_(gone, 0)
 
-        fit(tuned, data.clean, self.then, seed=data.seed, augment=data.augment, after_step=hold, label="fine-tuning")
+        fit(tuned, data.clean, self.then, seed=data.seed, augment=data.augment, objective=self.objective,
+            after_step=hold if self.holds else None, label="fine-tuning")  # fmt: skip
         return tuned
 
 

@@ -4,7 +4,7 @@ import torch
 
 from bench.data import generator
 from bench.defenses.base import PruningDefense
-from bench.layers import batch_norms
+from bench.layers import channel_norms
 
 
 class Random(PruningDefense):
@@ -12,5 +12,5 @@ class Random(PruningDefense):
 
     def score(self, model, data):
         rng = generator(data.seed, "random")
-        layers = batch_norms(model, "random")
-        return {layer: torch.rand(bn.num_features, generator=rng) for layer, bn in layers.items()}
+        layers = channel_norms(model, "random")
+        return {layer: torch.rand(len(norm.weight), generator=rng) for layer, norm in layers.items()}

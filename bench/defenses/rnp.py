@@ -4,7 +4,7 @@ Li et al., "Reconstructive Neuron Pruning for Backdoor Defense", Eq. 2-4 and Alg
 github.com/bboylyg/RNP, main.py. Departures: gradient clipping is left out, because there it runs before the backward
 pass and has no effect; if the clean accuracy never falls to `stop_acc` the last weights are used, where the reference
 crashes or reads an old file. As there, the stop looks at predictions made during the epoch, both stages use batch
-statistics, and masks count with 4 decimals.
+statistics, and masks count with 4 decimals. A network's LayerNorms are masked too, which the reference has not.
 """
 
 import copy

@@ -60,7 +60,7 @@ class Run:
     def order(self, total, plan, seed, epoch):
         return torch.tensor(self.orders[id(plan)][epoch].astype(np.int64))
 
-    def fit(self, model, images, plan, *, objective, parameters=None, after_step=None, until=None, **more):
+    def fit(self, model, images, plan, *, objective, parameters=None, after_step=None, after_epoch=None, **more):
         stage = Stage(model, -(-len(images) // plan.batch_size))
         self.stages.append(stage)
 
@@ -74,11 +74,13 @@ class Run:
             if len(stage.losses) % stage.steps == 0:
                 stage.masks.append(torch.cat(parameters).detach().numpy().copy())
 
-        def watched_until(epoch):
+        def watched_epoch(epoch):
             stage.states.append({k: v.clone() for k, v in model.state_dict().items()})
-            return until(epoch)
+            return after_epoch(epoch)
 
-        more |= {"until": watched_until} if until else {"parameters": parameters, "after_step": watched_step}
+        more |= (
+            {"after_epoch": watched_epoch} if after_epoch else {"parameters": parameters, "after_step": watched_step}
+        )
         stage.history = bench.training.fit(model, images, plan, objective=watched_objective, **more)
         return stage.history
 
