@@ -10,8 +10,6 @@ biases; the optimiser; `alpha`; the share of the images. BatchNorm's running sta
 the epoch in which ASR passes 99 % and accuracy is within 1 point of the clean model's, both on the attacker's images.
 """
 
-from typing import Any
-
 import torch
 from torch.nn import functional as F
 
@@ -25,7 +23,7 @@ from bench.errors import UserError
 class AWP(Attack):
     needs_clean = True
 
-    def __init__(self, shape, num_classes, perturb: Any, poison_rate: float, eps: float, alpha: float, pattern="checker1",
+    def __init__(self, shape, num_classes, perturb, poison_rate: float, eps: float, alpha: float, pattern="checker1",
                  distance=0, pattern_seed=0, target=0, labels="all2one"):  # fmt: skip
         super().__init__(shape, num_classes)
         check_rate("attack.poison_rate", poison_rate)
