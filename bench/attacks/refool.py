@@ -19,6 +19,7 @@ GAMMA = 2.2
 
 
 class Reflection(Trigger):
+    at_once = 2**20
     reflections: torch.Tensor  # uint8 [R, C, H, W], black until the attack has seen its training set
 
     def __init__(self, reflections, alpha, ghost_rate, test_seed, num_classes, target, labels):
@@ -34,8 +35,8 @@ class Reflection(Trigger):
         which, ghostly = (u[0] * len(self.reflections)).long(), u[1] < self.ghost_rate
         return which, ghostly, *shifts, share, 1 + 4 * u[6], 1.08 + u[7] / 10
 
-    def stamp(self, x, *drawn, chunk=512):
-        return super().stamp(x, *(drawn or self.draw(len(x), self.test_seed)), chunk=chunk)
+    def stamp(self, x, *drawn):
+        return super().stamp(x, *(drawn or self.draw(len(x), self.test_seed)))
 
     def forward(self, x, *drawn):
         which, ghostly, *numbers = (d.to(x.device) for d in drawn or self.draw(len(x), self.test_seed))
