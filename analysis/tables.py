@@ -95,7 +95,7 @@ def legend(sheet: Sheet, rule: str, gap: bool) -> Iterator[str]:
         yield "Column none: a model without a backdoor, as a control; in no average."
     yield "Sees: what the defence itself looks at, before the rule chooses."
     if cheats := [label(defense) for defense in sheet.defenses if defense in sheet.cheats]:
-        yield f"Cheats: {listed(cheats)} sees the true trigger; an upper bound and no defence, so it is never marked lowest."
+        yield f"Cheats: {listed(cheats)} sees the true trigger; a control and no defence, so it is never marked lowest."
     yield "Average and DER: over the attacks that took."
     if rule != "oracle":
         yield "Lowest ASR per attack in bold, second lowest in italics."

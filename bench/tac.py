@@ -1,6 +1,6 @@
 """Trigger-activated change (TAC): how strongly each channel answers to the trigger. Whoever computes it knows the trigger.
 
-Zheng et al., "Data-free Backdoor Removal based on Channel Lipschitzness" (CLP), ECCV 2022, Section 4: the mean over
+Zheng et al., "Data-free Backdoor Removal based on Channel Lipschitzness" (CLP), ECCV 2022: the mean over
 images of || F_k(x) - F_k(triggered x) ||_2, F_k being the feature map of channel k. Here F_k is what the channel's
 normalisation layer puts out, before any activation function. (BackdoorBench's analysis/visual_tac.py, which also reads
 BatchNorms so, sums absolute values instead: the L1 norm.)

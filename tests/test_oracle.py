@@ -111,7 +111,7 @@ def test_tables_mark_who_cheats_and_rank_without_it(runs):
     assert rows["clp"]["sees"] == "trigger (cheats)"
     assert rows["clp"]["blend ASR"].startswith("0.0") and rows["rnp"]["blend ASR"].startswith("**18.7")
     assert list(rows)[-1] == "clp"
-    assert "Cheats: clp sees the true trigger; an upper bound" in texts["table.md"]
+    assert "Cheats: clp sees the true trigger; a control and no defence" in texts["table.md"]
     assert "trigger (cheats)" in texts["table.tex"]
     assert {row["sees"] for (_, d), row in tidy(texts["table.csv"]).items() if d == "clp"} == {"trigger (cheats)"}
 
