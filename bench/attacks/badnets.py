@@ -20,35 +20,39 @@ CHECKER4 = {(0, 0): CHECKER.flip(1), (0, -3): CHECKER, (-3, 0): CHECKER.flip(1),
 
 
 class BadNets(PoisonAttack):
-    def __init__(self, shape, num_classes, poison_rate: float, pattern="checker1", alpha=1.0, distance=0,
+    def __init__(self, shape, num_classes, poison_rate: float, pattern="checker1", alpha=1.0, distance=0, size=3,
                  pattern_seed=0, target=0, labels="all2one", victims="all", base="train"):  # fmt: skip
         super().__init__(shape, num_classes, poison_rate, victims, base)
-        image, mask = patch(pattern, shape, distance, pattern_seed)
+        image, mask = patch(pattern, shape, distance, pattern_seed, size)
         self.trigger = Overlay(image, mask, alpha, num_classes, target, labels)
 
 
-def patch(name, shape, distance, seed):
-    """(pattern [C, H, W] in 0..255, mask of the same shape): where the mask is 1 the pattern covers the image."""
+def patch(name, shape, distance, seed, size=3):
+    """(pattern [C, H, W] in 0..255, mask of the same shape): where the mask is 1 the pattern covers the image.
+
+    `size`: of `square` and `random`; the other patterns are 3x3.
+    """
     channels, height, width = shape
     zoom = enlarged(min(height, width))
-    if min(height, width) < (3 + distance) * zoom or distance < 0:
-        raise UserError(f"attack.distance={distance} puts the patch outside the {height}x{width} images.")
-    corner = (-3 - distance, -3 - distance)
+    if min(height, width) < (max(size, 3) + distance) * zoom or distance < 0 or size < 1:
+        raise UserError(f"attack.distance={distance} puts a patch of {size} outside the {height}x{width} images.")
+    corner = (-size - distance, -size - distance)
     blocks = {
         "white3": {(-3, -3): WHITE},
-        "square": {corner: WHITE},
+        "square": {corner: torch.ones(size, size)},
         "checker1": {(-3, -3): CHECKER},
         "checker4": CHECKER4,
         "four_corner": FOUR_CORNER,
-        "random": {corner: torch.randn(channels, 3, 3, generator=generator(seed, "patch")).sigmoid()},
+        "random": {corner: torch.randn(channels, size, size, generator=generator(seed, "patch")).sigmoid()},
     }
     if name not in blocks:  # a user's image: its non-zero values cover
         image = read_image(name, shape)
         return image, (image > 0).double()
     image, mask = torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.float64)
     for (row, col), block in blocks[name].items():
-        rows = slice(row * zoom + height * (row < 0), (row + 3) * zoom + height * (row < 0))
-        cols = slice(col * zoom + width * (col < 0), (col + 3) * zoom + width * (col < 0))
-        image[:, rows, cols] = 255.0 * block.repeat_interleave(zoom, -1).repeat_interleave(zoom, -2)
+        large = 255.0 * block.repeat_interleave(zoom, -1).repeat_interleave(zoom, -2)
+        top, left = row * zoom + height * (row < 0), col * zoom + width * (col < 0)
+        rows, cols = slice(top, top + large.shape[-2]), slice(left, left + large.shape[-1])
+        image[:, rows, cols] = large
         mask[:, rows, cols] = 1
     return image, mask

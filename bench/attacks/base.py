@@ -115,7 +115,7 @@ class Attack(ABC):
     `shape`: (channels, height, width) of the images.
     """
 
-    needs_clean: ClassVar[bool] = False
+    needs_clean: bool = False
     """Whether `prepare` or `inject` uses a clean model."""
     trigger: Trigger
     poison_rate: float = 0.0

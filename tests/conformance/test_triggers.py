@@ -11,10 +11,12 @@ import pytest
 import torch
 
 from bench.attacks.ablend import PieceBlend
+from bench.attacks.adapkway import dots
 from bench.attacks.adappatch import Patches
 from bench.attacks.badnets import patch
 from bench.attacks.base import Trigger
 from bench.attacks.bpp import Quantised, negative
+from bench.attacks.cl import Marks
 from bench.attacks.ftrojan import Frequencies
 from bench.attacks.patterns import Additive, Injector, Overlay
 from bench.attacks.refool import Reflection
@@ -75,8 +77,8 @@ def badnets_rnp_nad_abl(entry, a):
     width, height, distance = square["trig_w"], square["trig_h"], square["distance"]
     rows, cols = (slice(32 - distance - size, 32 - distance) for size in (width, height))
     yield Case("rectangle", overlay(block(rows, cols) * 255, block(rows, cols)), a["square"])
-    if width == height == 3:
-        yield Case("square", named("square", distance), a["square"])
+    if width == height:
+        yield Case("square", overlay(*patch("square", SHAPE, distance, 0, width)), a["square"])
     for out in ("grid", "cl_train", "cl_test"):
         yield Case(out, named("checker1"), a[out])
     yield Case("four_corner", named("four_corner"), a["fourcorner"])
@@ -225,6 +227,27 @@ def adappatch(entry, a):
     yield Case("test", trigger, a["out_test"])
 
 
+def adapkway(entry, a):
+    both = dots(a["pixel_locs"].tolist(), (a["pixel_vals"] * 255).tolist(), SHAPE)
+    yield Case("test", Patches(both, both, CLASSES, 0), a["out_test"])
+
+
+def cl(entry, a):
+    """BackdoorBench's bytes, and MadryLab's floats of the same marks in 0..255."""
+    named = {"all-corners": "checker4", "bottom-right": "checker1"}
+    for out, p in entry.params.items():
+        amplitude = 255.0 * p["reduced_amplitude"]
+        trigger = Marks(named[p["trigger"]], SHAPE, amplitude, amplitude, CLASSES, 0)
+        yield Case(out, trigger, a[out])
+        yield Case(f"{out} in training", trigger, a[out], trigger.draw(len(a[out]), 0))
+        floats = trigger(entry.images.to(trigger.dtype)).clamp(0, 255)
+        np.testing.assert_allclose(floats, chw(a[f"madry_{out}"]), rtol=0, atol=1e-4, err_msg=f"madry_{out}")
+
+
+def lf(entry, a):
+    yield Case("out", Additive(chw(a["pattern"]), CLASSES, 0, "all2one"), a["out"])
+
+
 def refool(entry, a):
     """The peer has one reflection for all images and draws the attenuation for each."""
     p, count = entry.params, len(a["out_ghost"])
@@ -312,6 +335,9 @@ READINGS = {
     "trojan_square": trojan,
     "refool_backdoorbench": refool,
     "adap_patch": adappatch,
+    "adap_kway": adapkway,
+    "cl_trigger": cl,
+    "lf_backdoorbench": lf,
     "ftrojan_pairs": ftrojan,
     "tact_trigger": tact,
 }
