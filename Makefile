@@ -33,11 +33,11 @@ gallery: $(STAMP)  ## what each stored attack does to images, in runs/gallery
 	@$(BIN)/python -m analysis.gallery --runs $(RUNS)
 
 docs-attacks: $(STAMP)  ## train every attack on the embedded digits (about half an hour on two cores) and write docs/attacks.md
-	$(BIN)/python bench/run.py -m 'attack=glob(*)' defense=none seed=2,3,4 runs=$(RUNS)/docs-attacks
+	$(BIN)/python bench/run.py -m 'attack=glob(*)' defense=none seed=2,3,4 threads=1 runs=$(RUNS)/docs-attacks
 	@$(BIN)/python -m analysis.attacks --runs $(RUNS)/docs-attacks --into docs/attacks.md
 
 docs-defenses: $(STAMP)  ## every defence against six models on the embedded digits (hours on two cores), into docs/defenses.md
-	$(BIN)/python bench/run.py -m attack=badnets,blend,wanet,sig,inputaware,none 'defense=glob(*)' seed=2,3,4 runs=$(RUNS)/docs-defenses
+	$(BIN)/python bench/run.py -m attack=badnets,blend,wanet,sig,inputaware,none 'defense=glob(*)' seed=2,3,4 threads=1 runs=$(RUNS)/docs-defenses
 	@$(BIN)/python -m analysis.tables --runs $(RUNS)/docs-defenses --into docs/defenses.md
 
 test: $(STAMP)  ## the test suite

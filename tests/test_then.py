@@ -1,4 +1,4 @@
-"""`+then=ft`: one word that adds fine-tuning to any pruner, and is seen in a cell's id and in the tables."""
+"""`then=ft`: one word that adds fine-tuning to any pruner, and is seen in a cell's id and in the tables."""
 
 import csv
 import io
@@ -35,10 +35,10 @@ def plain(*words: str) -> dict:
 )
 def test_it_composes_for_every_pruner(name, dataset):
     words = [f"defense={name}", f"dataset={dataset}"]
-    with_it, without = plain(*words, "+then=ft"), plain(*words, "++defense.then=null")
+    with_it, without = plain(*words, "then=ft"), plain(*words, "++defense.then=null")
     config.check(with_it)
     assert config.run_id(with_it) != config.run_id(without)
-    assert build(with_it["defense"]).then == FT
+    assert build(with_it["defense"]).then == build(composed("defense=ft", f"dataset={dataset}").defense).tune
     assert {k: v for k, v in with_it["defense"].items() if k != "then"} == {
         k: v for k, v in without["defense"].items() if k != "then"
     }
@@ -52,7 +52,7 @@ def test_its_settings_are_those_of_ft():
 
 def test_a_defence_that_does_not_prune_refuses_it():
     with pytest.raises(UserError, match=r"defense\.then is not a setting"):
-        config.check(plain("defense=ft", "+then=ft"))
+        config.check(plain("defense=ft", "then=ft"))
 
 
 def test_no_group_of_the_bench_is_disturbed():
@@ -109,7 +109,7 @@ def test_a_method_may_let_it_grow_back_and_have_an_objective_of_its_own():
 def test_a_pruner_without_data_sees_clean_images_then(name):
     """On the embedded data, from the command line's own config: with fine-tuning it is no defence without data."""
     data = build(composed().dataset)
-    cfg = shrink(composed(f"defense={name}", "+then=ft", "defense.sweep.points=[2,4]"))
+    cfg = shrink(composed(f"defense={name}", "then=ft", "defense.sweep.points=[2,4]"))
     defence = build(cfg.defense)
     assert (defence.needs, build(composed(f"defense={name}").defense).needs) == ("clean", "nothing")
     torch.manual_seed(0)
