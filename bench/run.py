@@ -66,6 +66,7 @@ def run(cfg: DictConfig, settings: dict, folder: Path, names: Mapping) -> dict:
     if defense.needs == "poisoned":
         draw_mix(len(data.train), cfg.clean.mix, cfg.seed)
     attack = build(cfg.attack, shape=data.shape, num_classes=data.num_classes)
+    attack.check(data.train)
 
     # load or train the backdoor, and the clean model that it is compared with
     facts = {"num_classes": data.num_classes, "channels": data.shape[0], "size": data.shape[1]}

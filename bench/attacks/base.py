@@ -123,6 +123,9 @@ class Attack(ABC):
     def __init__(self, shape: tuple[int, int, int], num_classes: int) -> None:
         self.shape, self.num_classes = shape, num_classes
 
+    def check(self, train: ImageSet) -> None:  # noqa: B027 - most have nothing to check
+        """Raises UserError if this training set cannot be poisoned as asked for. Called before anything is trained."""
+
     def prepare(self, data: Dataset, lab: Lab) -> None:  # noqa: B027 - most attacks have nothing to prepare
         """Makes the trigger ready before any image is poisoned: optimises a pattern, trains an encoder, crafts images.
 
@@ -183,6 +186,9 @@ class PoisonAttack(Attack):
         everyone, target = np.arange(len(labels)), self.trigger.target
         pools = {"all": everyone, "non_target": everyone[labels != target], "target": everyone[labels == target]}
         return pools[self.victims], None
+
+    def check(self, train: ImageSet) -> None:
+        self.split(train.y.cpu().numpy(), np.random.default_rng(0))
 
     def split(self, labels: np.ndarray, rng: Permuter) -> tuple[np.ndarray, np.ndarray]:
         """(indices of the images to poison, indices of the cover images), in the order drawn; no image is in both.
