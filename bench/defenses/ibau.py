@@ -41,18 +41,18 @@ class IBAU(Defense):
         self.unit = getattr(model, "pixel_std", 1.0) if self.space == "normalised" else 1.0
         rng = generator(data.seed, "ibau")
         first: list[torch.Tensor] = []
-        round: list[torch.Tensor] = []
+        current: list[torch.Tensor] = []
 
         def objective(model, x, y):
             first[:] = first or [x, y]
-            round[:] = round or [self.worst(model, data.clean, rng)]
-            (delta,) = round
+            current[:] = current or [self.worst(model, data.clean, rng)]
+            (delta,) = current
             logits = model(x + self.unit * delta * self.carriers(x))
             inner = self.inner(model, first[0], first[1], delta)
             return with_hypergradient(F.cross_entropy(logits, y), inner, delta, self.steps, self.rate), logits
 
         fit(model, data.clean, self.unlearn, seed=data.seed, augment=data.augment, objective=objective,
-            after_epoch=lambda _: round.clear(), moving_statistics=False, label="I-BAU")  # fmt: skip
+            after_epoch=lambda _: current.clear(), moving_statistics=False, label="I-BAU")  # fmt: skip
         return Repaired([Candidate(model)])
 
     def carriers(self, x):
