@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from cells import build, choices, composed, shrink
+from cells import ROOT, build, choices, composed, shrink
 
 from bench import store
 from bench.attacks.base import Backdoor, Lab, PoisonAttack
@@ -19,6 +19,8 @@ from bench.models import normalised
 from bench.training import fit, to_unit
 
 ATTACKS, DEFENSES = choices("attack"), choices("defense")
+PRUNERS = [name for name in DEFENSES if "\nrule:" in (ROOT / "conf" / "defense" / f"{name}.yaml").read_text()]
+SECOND = ("model=preactresnet18", "model.width=4")  # BatchNorms here read sums and pools, not only convolutions
 
 
 @pytest.fixture(scope="module")
@@ -26,9 +28,9 @@ def digits():
     return build(composed().dataset)
 
 
-def blank(data, attack, seed=0):
+def blank(data, attack, seed=0, network=()):
     torch.manual_seed(seed)
-    model = build(composed().model, num_classes=data.num_classes, channels=data.shape[0])
+    model = build(composed(*network).model, num_classes=data.num_classes, channels=data.shape[0])
     return Backdoor(normalised(model, data.mean, data.std), attack.trigger)
 
 
@@ -48,10 +50,10 @@ def attack_of(name, data, *overrides):
 
 
 @pytest.fixture(scope="module")
-def trained(digits, lab):
+def trained(request, digits, lab):
     """A BadNets model after two epochs: enough for every defence to have something to look at."""
     attack = attack_of("badnets", digits)
-    backdoor = blank(digits, attack)
+    backdoor = blank(digits, attack, network=request.param)
     attack.inject(backdoor.model, digits, lab)
     return backdoor
 
@@ -165,7 +167,13 @@ def test_mix(name, digits, lab):
             attack.mix(digits.train, bad, lab.seed)
 
 
-@pytest.mark.parametrize("name", DEFENSES)
+@pytest.mark.parametrize(
+    ("name", "trained"),
+    [pytest.param(name, (), id=name) for name in DEFENSES]
+    + [pytest.param(name, SECOND, id=f"{name}-preactresnet18") for name in PRUNERS],
+    indirect=["trained"],
+    scope="module",
+)
 def test_defense(name, digits, trained):
     """Leaves the model alone; the same seed gives the same models; pruners prune the most suspicious first, ever more."""
     config = shrink(composed(f"defense={name}"))
@@ -199,10 +207,12 @@ def test_defense(name, digits, trained):
     for small, large in pairwise(rows):
         assert small[1] < large[1]
         assert all((large[3][layer] | ~mask).all() for layer, mask in small[3].items()), "masks must grow"
-    for _, _, _, mask, _ in rows:
-        for layer, pruned in mask.items():
-            if pruned.any() and not pruned.all():
-                assert scores[layer][pruned].min() >= scores[layer][~pruned].max()
+    levels = torch.cat(list(defense.rule.levels(scores).values()))
+    levels = levels[levels.isfinite()].unique()
+    numbers = [defense.rule.number(float(levels[len(levels) * part // 4])) for part in (1, 2, 3)]
+    masks = [mask for _, _, _, mask, _ in rows] + [defense.rule.mask(scores, at) for at in numbers]
+    split = [(scores[layer][p], scores[layer][~p]) for m in masks for layer, p in m.items() if p.any() and not p.all()]
+    assert split and all(pruned.min() >= kept.max() for pruned, kept in split), "the most suspicious go first"
 
 
 def test_defender_and_train_and_test_are_apart(digits):

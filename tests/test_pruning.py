@@ -88,7 +88,10 @@ def test_pairing_follows_the_data():
     assert wrong["layer2.1.bn1"] is net.layer2[0].shortcut[0]
 
 
-@pytest.mark.parametrize(("name", "bns"), [("densenet121", 121), ("mobilenet_v2", 52), ("efficientnet_b0", 49)])
+@pytest.mark.parametrize(
+    ("name", "bns"),
+    [("densenet121", 121), ("mobilenet_v2", 52), ("efficientnet_b0", 49), ("vgg11_bn", 8), ("resnet18", 20)],
+)
 def test_pairing_on_torchvision_nets(name, bns):
     """Each pair is a conv whose output reaches that BN unchanged: muting the conv's channel 0 mutes the BN's input there."""
     import torchvision

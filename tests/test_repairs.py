@@ -71,7 +71,7 @@ def test_nad_on_torchvision_nets(name):
 
 
 def test_nad_step_by_hand():
-    """The student's first step goes down Eq. 2; it runs once a batch, and keeps no hook."""
+    """The student's first step goes down both losses; it runs once a batch, and keeps no hook."""
     data, betas = defender(), [30, 70]
     teach = Plan(epochs=1, batch_size=12, lr=0.05, augment=False)
     (student,) = (c.model for c in NAD(teach, STEP, betas).repair(network(), data).candidates)
@@ -214,7 +214,7 @@ def awm(model, **more):
 
 
 def test_awm_by_hand():
-    """Two rounds of two steps: the pattern climbs from 0 and is scaled to its norm, the masks go down Eq. 3 and stay in
+    """Two rounds of two steps: the pattern climbs from 0 and is scaled to its norm, the masks go down the loss and stay in
     [0, 1]; the statistics are the running ones throughout, and only convolution weights end up changed."""
     gamma, plan = 0.001, Plan(iterations=4, batch_size=16, lr=130.0, momentum=0.0, augment=False)
     found, model, data = awm(network(), mask=plan, gamma=gamma), network(), defender()

@@ -1,6 +1,6 @@
 """AWM (NeurIPS'22): find a pattern that misleads the network on all images, then fade the weights that respond to it.
 
-Chai & Chen, "One-shot Neural Backdoor Erasing via Adversarial Weight Masking", Eq. 3-4 and Algorithm 1 (a universal pattern
+Chai & Chen, "One-shot Neural Backdoor Erasing via Adversarial Weight Masking", Algorithm 1 (a universal pattern
 of bounded L1 norm, recovered anew each round; soft masks on the weights of convolutions); reference:
 github.com/jinghuichen/AWM, main.py and models/maskedconv.py, its defaults (no shrinking steps, no decay of the rate).
 As there, the pattern starts at 0 and climbs the loss against the network's own predictions, is not clipped while it is
@@ -58,7 +58,7 @@ class AWM(Defense):
         return Repaired([Candidate(repaired)])
 
     def recover(self, model, data, rng):
-        """The one pattern that, added to all images, most changes the network's predictions (inner problem of Eq. 3)."""
+        """The one pattern that, added to all images, most changes the network's predictions (the inner problem)."""
         pattern = torch.zeros(1, *data.shape, device=data.clean.x.device)
         for _ in range(self.steps):
             index = torch.randint(len(data.clean), (self.mask.batch_size,), generator=rng).to(pattern.device)

@@ -1,7 +1,7 @@
 """MCR (ICLR'20): walk from the backdoored network to another along a curve of low clean loss; the backdoor is lost on the way.
 
-Zhao et al., "Bridging Mode Connectivity in Loss Landscapes and Adversarial Robustness", Section 3 (quadratic Bezier curve
-with fixed ends, trained at random points) and Table 2 (path connection at t = 0.1); reference:
+Zhao et al., "Bridging Mode Connectivity in Loss Landscapes and Adversarial Robustness", Section 3 (path connection: a quadratic
+Bezier curve with fixed ends, trained at random points); reference:
 github.com/IBM/model-sanitization, backdoor/backdoor-cifar/train.py, curves.py and eval_curve.py, its settings.
 As there, the bend starts halfway, each batch draws one t, the loss has half of `decay` times the squared norm of all
 weights at t, and the BatchNorm statistics at the t reported are recomputed as averages over the clean images.

@@ -1,6 +1,6 @@
 """NAD (ICLR'21): a fine-tuned copy teaches the backdoored network where to look, stage by stage.
 
-Li et al., "Neural Attention Distillation: Erasing Backdoor Triggers from Deep Neural Networks", Eq. 1-4; reference:
+Li et al., "Neural Attention Distillation: Erasing Backdoor Triggers from Deep Neural Networks", Section 3; reference:
 github.com/bboylyg/NAD, main.py, at.py and config.py (settings there, for WRN-16-1).
 As there, an attention map is the sum over channels of |activation|^p, divided by its norm, both compared by their mean
 squared difference; the teacher is fine-tuned with the same settings for 10 epochs, and is in eval mode afterwards.
@@ -53,7 +53,7 @@ class NAD(Defense):
 
 
 def attention(maps, p):
-    """[B, C, H, W] -> [B, H, W]: where an image makes the channels respond, at norm 1 (Eq. 1)."""
+    """[B, C, H, W] -> [B, H, W]: where an image makes the channels respond, at norm 1."""
     power = maps.float().abs().pow(p).sum(1)
     return power / (torch.linalg.vector_norm(power, dim=(1, 2), keepdim=True) + 1e-6)
 
