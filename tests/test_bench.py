@@ -129,7 +129,7 @@ WRONG = {
     "defence=clp": "did you mean 'defense'",
     "defense=clpp": "did you mean 'clp'",
     "attack.target=10": "attack.target=10 does not exist: the data set has classes 0 to 9",
-    "attack.victims=target attack.poison_rate=0.5": "attack.poison_rate=0.5 asks for 548 images, but attack.victims=target leaves only",
+    "attack.victims=target attack.poison_rate=0.5": "attack.poison_rate=0.5 asks for 548 images, but attack.victims=target",
     "attack.pattern=missing.png": "neither a known pattern nor an image file",
     "selection.rule=best": "selection.rule=best is unknown",
     "clean.tune=1000": "only 200 are held out",
