@@ -21,6 +21,8 @@ class PieceBlend(Overlay):
     """The whole pattern at `test_alpha`; on a training image `alpha` of it, without the pieces that are removed."""
 
     def __init__(self, pattern, alpha, test_alpha, pieces, mask_rate, **trigger):
+        if not 0 < test_alpha <= 1:
+            raise UserError(f"attack.test_alpha={test_alpha} must be above 0 and at most 1.")
         super().__init__(pattern, torch.ones(1, *pattern.shape[1:]), test_alpha, labels="all2one", **trigger)
         self.across = math.isqrt(max(pieces, 0))
         if pieces < 1 or self.across**2 != pieces or self.across > min(pattern.shape[1:]):
