@@ -4,7 +4,8 @@ Qi, Xie, Li, Mahloujifar & Mittal, "Revisiting the Assumption of Latent Separabi
 Section 4.2 (asymmetric triggers) and 4.1 (regularisation samples, here `cover`); reference: backdoor-toolbox,
 poison_tool_box/adaptive_blend.py. Piece i of d x d lies in row i % d and column i // d, as in that code.
 Departures: the reference's pattern file (Hello Kitty) is not ours to give: noise drawn from `pattern_seed`, or a user's
-image of the data's size. The pieces reach to the edges of images whose size is no multiple of d.
+image of the data's size. At any size the noise is drawn pixel by pixel, and there are as many
+pieces, which reach to the edges of images whose size is no multiple of d.
 """
 
 import math
