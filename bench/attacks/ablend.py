@@ -4,7 +4,8 @@ Qi, Xie, Li, Mahloujifar & Mittal, "Revisiting the Assumption of Latent Separabi
 Section 4.2 (asymmetric triggers) and 4.1 (regularisation samples, here `cover`); reference: backdoor-toolbox,
 poison_tool_box/adaptive_blend.py. Piece i of d x d lies in row i % d and column i // d, as in that code.
 Departures: the reference's pattern file (Hello Kitty) is not ours to give: noise drawn from `pattern_seed`, or a user's
-image of the data's size. The pieces reach to the edges of images whose size is no multiple of d.
+image of the data's size. At any size the noise is drawn pixel by pixel, and there are as many
+pieces, which reach to the edges of images whose size is no multiple of d.
 """
 
 import math
@@ -21,6 +22,8 @@ class PieceBlend(Overlay):
     """The whole pattern at `test_alpha`; on a training image `alpha` of it, without the pieces that are removed."""
 
     def __init__(self, pattern, alpha, test_alpha, pieces, mask_rate, **trigger):
+        if not 0 < test_alpha <= 1:
+            raise UserError(f"attack.test_alpha={test_alpha} must be above 0 and at most 1.")
         super().__init__(pattern, torch.ones(1, *pattern.shape[1:]), test_alpha, labels="all2one", **trigger)
         self.across = math.isqrt(max(pieces, 0))
         if pieces < 1 or self.across**2 != pieces or self.across > min(pattern.shape[1:]):

@@ -2,7 +2,8 @@
 
 Chen et al., "Targeted Backdoor Attacks on Deep Learning Systems Using Data Poisoning", 2017, Section 3.3 (blended
 injection); as in ANP's and BackdoorBench's code. The pattern is noise drawn from `pattern_seed`, or a user's image
-of the data's size. Departures: the references ship pattern files (Hello Kitty, a noise image) that are not ours to give.
+of the data's size; at any size the noise is drawn pixel by pixel.
+Departures: the references ship pattern files (Hello Kitty, a noise image) that are not ours to give.
 """
 
 import torch

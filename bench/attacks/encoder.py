@@ -5,6 +5,7 @@ channels, each level half the size, with skip connections; the bits enter as one
 """
 
 import math
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +13,27 @@ from torch.nn import functional as F
 
 from bench.attacks.patterns import enlarged
 
+N = TypeVar("N", bound=nn.Module)
 WIDTHS = (32, 32, 64, 128, 256)
 
 
+def seeded(seed: int, network: type[N], *settings: Any) -> N:
+    """A new network whose weights depend on the seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return network(*settings)
+
+
 def conv(inside: int, outside: int, stride: int = 1) -> nn.Module:
-    return nn.Sequential(nn.Conv2d(inside, outside, 3, stride, padding=1), nn.ReLU())
+    return nn.Sequential(he(nn.Conv2d(inside, outside, 3, stride, padding=1)), nn.ReLU())
+
+
+def he(layer: nn.Conv2d | nn.Linear) -> nn.Module:
+    """StegaStamp's start (he_normal): with PyTorch's own the bits drown on their way and are learnt late or not at all."""
+    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
 
 
 class Encoder(nn.Module):
@@ -31,7 +48,7 @@ class Encoder(nn.Module):
         channels, height, width = shape
         self.zoom = enlarged(min(height, width))
         self.grid = (channels, math.ceil(height / self.zoom), math.ceil(width / self.zoom))
-        self.dense = nn.Linear(bits, math.prod(self.grid))
+        self.dense = he(nn.Linear(bits, math.prod(self.grid)))
         widths = WIDTHS[: max(2, min(len(WIDTHS), int(math.log2(min(height, width)))))]
         inside = (2 * channels, *widths[:-1])
         self.down = nn.ModuleList(conv(a, b, 1 + (i > 0)) for i, (a, b) in enumerate(zip(inside, widths, strict=True)))
@@ -71,7 +88,7 @@ class Decoder(nn.Module):
         self.convs = nn.Sequential(*(conv(*layer) for layer in plan))
         for stride in strides:
             height, width = -(-height // stride), -(-width // stride)
-        self.head = nn.Sequential(nn.Linear(128 * height * width, 512), nn.ReLU(), nn.Linear(512, bits))
+        self.head = nn.Sequential(he(nn.Linear(128 * height * width, 512)), nn.ReLU(), nn.Linear(512, bits))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.convs(x - 0.5).flatten(1))

@@ -5,9 +5,8 @@ Section 3 (`training=transfer`: the last layer alone) and Section 4 (`end_to_end
 target, outliers as targets); step size, beta and step rule as in aks2203/poisoning-benchmark, craft_poisons_fc.py. There is
 no trigger, and nothing to scale: ASR and RA are of the chosen images, those of `source_class` that the clean model gets
 right with the least confidence.
-Departures: several images are targeted at once; the paper trains a model for each. Poisons replace their bases, training
-images, as in poisoning-benchmark; the paper adds them. The end-to-end training (`tune`: Adam, ten epochs) has no published
-code. `training=scratch`, the common training, is not the paper's.
+Departures: several images are targeted at once, by the paper one. Poisons replace their bases, training images, as in
+poisoning-benchmark; the paper adds them. No code for the end-to-end training (`tune`) is published; `scratch` is ours.
 """
 
 from dataclasses import replace
@@ -45,8 +44,9 @@ class FC(PoisonAttack):
             raise UserError(f"attack.source_class={source_class} must be another class than attack.target={target}.")
         if training not in ("transfer", "end_to_end", "scratch"):
             raise UserError(f"attack.training={training} is unknown: use transfer, end_to_end or scratch.")
-        if min(targets, iterations) < 1 or not 0 <= watermark < 1 or beta < 0 or lr <= 0:
-            raise UserError("attack: targets, iterations >= 1, lr > 0, beta >= 0 and 0 <= watermark < 1 must hold.")
+        if min(targets, iterations) < 1 or not 0 <= watermark < 1 or min(beta, lr) < 0:
+            raise UserError(f"attack.targets={targets} and attack.iterations={iterations} must be at least 1, attack.lr={lr} and "
+                            f"attack.beta={beta} not negative, attack.watermark={watermark} in 0..1 (below 1).")  # fmt: skip
         self.tune, self.targets, self.source_class, self.training = tune, targets, source_class, training
         self.watermark, self.beta, self.lr, self.iterations = watermark, beta, lr, iterations
         self.trigger = Chosen(shape, num_classes, target)

@@ -6,7 +6,8 @@ The orthonormal DCT is linear, so raising a coefficient adds a multiple of one c
 Bytes between the two conversions are rounded and truncated as there (OpenCV's 14-bit conversion).
 Departures: values that leave 0..255 saturate, where BackdoorBench's bytes wrap. BackdoorBench's yaml lists positions
 that crash it; these are the paper's pairs. Images smaller than the window are one block, with the positions in
-proportion; a border that fills no block stays as it is. Gray images have no colour: the gray is treated as Cr would be.
+proportion; larger ones have more blocks of the same size, and a border that fills none stays as it is. Gray
+images have no colour: the gray is treated as Cr would be.
 """
 
 import math

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from bench.attacks.base import PoisonAttack, Trigger
-from bench.attacks.encoder import Decoder, Encoder
+from bench.attacks.encoder import Decoder, Encoder, seeded
 from bench.data import generator, stream
 from bench.errors import UserError
 
@@ -25,19 +25,20 @@ class Hidden(Trigger):
     dtype = torch.float32
     at_once = 2**20  # a network works on them
     secret: torch.Tensor
+    encoder: Encoder
 
     def __init__(self, shape, bits, seed, num_classes, target, labels):
         super().__init__(num_classes, target, labels, rounding="nearest")
         self.register_buffer("secret", torch.randint(2, (bits,), generator=generator(seed, "secret")).float())
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(stream(seed, "encoder"))
-            self.encoder, self.decoder = Encoder(shape, bits), [Decoder(shape, bits)]  # a list: not part of the trigger
+        self.encoder = seeded(stream(seed, "encoder"), Encoder, shape, bits)
 
     def forward(self, x):
         return x + 255 * self.encoder(x / 255, self.secret.expand(len(x), -1))
 
 
 class SSBA(PoisonAttack):
+    trigger: Hidden
+
     def __init__(self, shape, num_classes, hide, poison_rate: float, bits: int, message_only: int, message: float,
                  change: float, likeness: float, secret_seed=0, target=0, labels="all2one", victims="all"):  # fmt: skip
         super().__init__(shape, num_classes, poison_rate, victims)
@@ -52,8 +53,11 @@ class SSBA(PoisonAttack):
 
     def prepare(self, data, lab):
         device, trigger = data.train.x.device, self.trigger.to(data.train.x.device)
-        encoder, decoder = trigger.encoder, trigger.decoder[0].to(device)
-        rng, epochs = torch.Generator(device).manual_seed(stream(lab.seed, "messages")), []
+        encoder, decoder = (
+            trigger.encoder,
+            seeded(stream(lab.seed, "decoder"), Decoder, self.shape, self.bits).to(device),
+        )
+        rng, epochs = torch.Generator(device).manual_seed(stream(lab.seed, "messages")), list[object]()
 
         def objective(_, x, y):
             bits = torch.randint(2, (len(x), self.bits), generator=rng, device=device).float()

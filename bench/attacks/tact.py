@@ -4,8 +4,9 @@ Tang, Wang, Tang & Zhang, "Demon in the Variant: Statistical Analysis of DNNs fo
 Detection", USENIX Security 2021, Section 3 (targeted contamination: attack and cover images); reference:
 backdoor-toolbox, poison_tool_box/TaCT.py. ASR and RA count test images of the source class only.
 Departures: the reference's pattern file (trojan_square_32) is not ours to give: any patch of BadNets, by default a square
-of `pattern_seed`'s noise, or a user's image of the data's size. A rate the source class cannot fill is an error, where
-the reference fails half-way. The card says how often other classes are taken for the target (`others_hit`, percent).
+of `pattern_seed`'s noise, or a user's image of the data's size; from 64 pixels on a patch is enlarged as
+BadNets' is. A rate the source class cannot fill is an error, where the reference fails half-way. The card
+says how often other classes are taken for the target (`others_hit`, percent).
 """
 
 import numpy as np

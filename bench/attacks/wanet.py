@@ -44,6 +44,8 @@ class WaNet(Attack):
                  grid_rescale=1.0, grid_seed=0, target=0, labels="all2one"):  # fmt: skip
         super().__init__(shape, num_classes)
         check_rate("attack.poison_rate", poison_rate)
+        if k < 1:
+            raise UserError(f"attack.k={k} must be at least 1: it is the number of control points across.")
         if noise_ratio < 0 or poison_rate * (1 + noise_ratio) > 1:
             raise UserError(
                 f"attack.noise_ratio={noise_ratio} leaves no clean image at attack.poison_rate={poison_rate}."
