@@ -238,11 +238,16 @@ def draw_mix(count: int, size: int, seed: int) -> Tensor:
     return torch.randperm(count, generator=generator(seed, "mix"))[:size]
 
 
-def check_rate(name: str, rate: float) -> None:
-    if not isinstance(rate, int | float) or not 0 < rate <= 1:
-        raise UserError(f"{name}={rate} must be a number above 0 and at most 1.")
+def check_rate(name: str, rate: float, most: float = 1) -> None:
+    if not isinstance(rate, int | float) or not 0 < rate <= most:
+        raise UserError(f"{name}={rate} must be a number above 0 and at most {most}.")
 
 
 def poison_count(rate: float, base: int) -> int:
     """int(rate * base) as the references have it, without the binary dust of products such as 0.29 * 100."""
     return math.floor(rate * base + 1e-9)
+
+
+def batch_count(rate: float, size: int, dice: torch.Generator) -> int:
+    """How many images of a batch to poison: int(rate * size); where that is 0, one with that probability."""
+    return int(rate * size) or int(torch.rand(1, generator=dice).item() < rate * size)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bench.attacks.base import Attack, Trigger, check_rate
+from bench.attacks.base import Attack, Trigger, batch_count, check_rate
 from bench.data import generator, stream
 from bench.errors import UserError
 
@@ -60,8 +60,7 @@ class WaNet(Attack):
         def on_batch(x, y):
             """The first images of each (shuffled) batch are warped to the target, the next ones warped with noise."""
             nonlocal poisoned
-            share = self.poison_rate * len(x)
-            count = int(share) or int(torch.rand(1, generator=dice).item() < share)
+            count = batch_count(self.poison_rate, len(x), dice)
             noisy = slice(count, count + int(count * self.noise_ratio))
             x, y = x.clone(), y.clone()
             x[:count], y[:count] = trigger(x[:count]), trigger.relabel(y[:count])
