@@ -248,9 +248,9 @@ def draw_mix(count: int, size: int, seed: int) -> Tensor:
     return torch.randperm(count, generator=generator(seed, "mix"))[:size]
 
 
-def check_rate(name: str, rate: float) -> None:
-    if not isinstance(rate, int | float) or not 0 < rate <= 1:
-        raise UserError(f"{name}={rate} must be a number above 0 and at most 1.")
+def check_rate(name: str, rate: float, most: float = 1) -> None:
+    if not isinstance(rate, int | float) or not 0 < rate <= most:
+        raise UserError(f"{name}={rate} must be a number above 0 and at most {most}.")
 
 
 def poison_count(rate: float, base: int) -> int:
