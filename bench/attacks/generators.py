@@ -1,7 +1,7 @@
 """Networks that make a trigger from an image, for the attacks that train one with the classifier.
 
-Their layers stand in the order of the papers' own code, for images of 32x32; smaller ones get fewer stages, and half
-stages are rounded down, as max pooling does.
+At 32x32 they are those of the papers' own code, layer by layer; smaller images get fewer stages, and where a side is odd
+the way up restores the size that the way down had.
 """
 
 from __future__ import annotations
