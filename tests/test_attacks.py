@@ -32,7 +32,8 @@ def cases():
     for setting in ("labels", "victims", "base"):
         for name in takes(setting):
             yield name, [f"{setting}=odd"], rf"attack\.{setting}=odd"
-    for name in takes("pattern"):
+    yield "cl", ["pattern=odd"], r"attack\.pattern=odd checker4 or checker1"
+    for name in sorted(set(takes("pattern")) - {"cl"}):
         yield name, ["pattern=SMALL"], r"attack\.pattern=.*8x8 pixels.*16x16"
         yield name, ["pattern=MISSING"], r"attack\.pattern=.*neither a known pattern nor an image file"
         yield name, ["pattern=CORRUPT"], r"attack\.pattern=.*cannot be read as an image"
@@ -123,4 +124,5 @@ def test_rates_that_the_data_cannot_fill_are_named_by_split(name, files):
     few, _ = attack.pools(labels)
     if len(few) < 50:
         with pytest.raises(UserError, match=r"attack\.poison_rate=0\.5 asks for 25 images, but .* leaves only"):
-            attack_of(name, ["poison_rate=0.5"], files).split(labels, np.random.default_rng(0))
+            whole = ["base=train"] if attack.base == "victims" else []
+            attack_of(name, ["poison_rate=0.5", *whole], files).split(labels, np.random.default_rng(0))
