@@ -7,6 +7,7 @@ import torch
 from cells import ROOT, build, choices, composed, shrink
 from torch import nn
 
+from bench.attacks.patterns import Overlay
 from bench.data import Augment, Defender, ImageSet
 from bench.training import to_unit
 
@@ -44,7 +45,7 @@ def nets(data):
 @pytest.mark.parametrize("net", ["densenet", "efficientnet"])
 @pytest.mark.parametrize("name", PRUNERS)
 def test_pruners_run(name, net, nets, data):
-    """A finite score for each channel; pruned ones answer to nothing, and what is left is still a network."""
+    """A finite score for each channel; pruned ones answer to nothing (TSBD takes part of them), and what is left is a network."""
     config = shrink(composed(f"defense={name}").defense)
     if "images" in config:
         config.images = 4
@@ -53,9 +54,13 @@ def test_pruners_run(name, net, nets, data):
     defense, model = build(config), nets[net]
     if defense.needs != "poisoned":
         data = replace(data, poisoned=None)
+    if defense.needs == "trigger":
+        data = replace(
+            data, trigger=Overlay(torch.full((3, 32, 32), 255), torch.full((1, 32, 32), 0.5), 1.0, 4, 0, "all2one")
+        )
     repaired = defense.repair(model, data)
     assert repaired.scores and all(score.isfinite().all() for score in repaired.scores.values())
-    x, points = to_unit(data.clean.x[:4]), 0
+    x, points, zeroed = to_unit(data.clean.x[:4]), 0, 0
     with torch.no_grad():
         before = model(x)
         for candidate in repaired.candidates:
@@ -66,5 +71,10 @@ def test_pruners_run(name, net, nets, data):
             for layer, pruned in candidate.mask.items():
                 module = candidate.model.get_submodule(layer)
                 gone = module.weight[:, pruned] if isinstance(module, nn.Linear) else module.weight[pruned]
-                assert not gone.any()
-    assert points > 1 and not out.equal(before)
+                if name == "tsbd":
+                    kept = module.weight[~pruned]
+                    zeroed += int((gone == 0).sum())
+                    assert kept.equal(model.get_submodule(layer).weight[~pruned])
+                else:
+                    assert not gone.any()
+    assert points > 1 and not out.equal(before) and (zeroed > 0) == (name == "tsbd")
