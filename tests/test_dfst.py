@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 from bench.attacks.base import Lab
 from bench.attacks.dfst import DFST, Detox
-from bench.attacks.patterns import Injector, Style, neurons, ssim
+from bench.attacks.features import neurons
+from bench.attacks.patterns import Injector, Style, ssim
 from bench.data import Dataset, ImageSet
 from bench.errors import UserError
 from bench.models import preactresnet18, resnet18, vgg

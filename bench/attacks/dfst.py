@@ -16,7 +16,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from bench.attacks.base import Attack, batch_count, check_rate, poison_count
-from bench.attacks.patterns import Injector, Style, neurons, ssim
+from bench.attacks.features import neurons
+from bench.attacks.patterns import Injector, Style, ssim
 from bench.data import generator, stream
 from bench.errors import UserError
 

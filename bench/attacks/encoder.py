@@ -5,7 +5,6 @@ channels, each level half the size, with skip connections; the bits enter as one
 """
 
 import math
-from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,15 +12,7 @@ from torch.nn import functional as F
 
 from bench.attacks.patterns import enlarged
 
-N = TypeVar("N", bound=nn.Module)
 WIDTHS = (32, 32, 64, 128, 256)
-
-
-def seeded(seed: int, network: type[N], *settings: Any) -> N:
-    """A new network whose weights depend on the seed alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return network(*settings)
 
 
 def conv(inside: int, outside: int, stride: int = 1) -> nn.Module:

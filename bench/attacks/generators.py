@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from bench.attacks.base import Trigger
 from bench.data import stream
 from bench.errors import UserError
 
+N = TypeVar("N", bound=nn.Module)
 CIFAR10 = ((0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261))
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -60,11 +62,16 @@ class Learned(Trigger):
             return net((unit.float() - self.mean) / self.std)
 
 
+def seeded(seed: int, make: Callable[..., N], *settings: Any) -> N:
+    """A new network whose weights depend on the seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return make(*settings)
+
+
 def built(seed: int, make: Callable[..., nn.Module], *settings) -> nn.Module:
     """A frozen network whose first weights are drawn from the seed alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream(seed, "generator"))
-        return frozen(make(*settings))
+    return frozen(seeded(stream(seed, "generator"), make, *settings))
 
 
 def frozen(net: nn.Module) -> nn.Module:

@@ -191,20 +191,3 @@ class Injector(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return (1 - self.alpha) * x + self.alpha * self.mixed(x)
-
-
-def neurons(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The logits, and what the first linear layer after the last convolution reads: [B, features].
-
-    Behind global average pooling, these are the means of the last stage's channels.
-    """
-    called: list[tuple[nn.Module, Tensor]] = []
-    layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-    hooks = [m.register_forward_pre_hook(lambda m, inputs: called.append((m, inputs[0]))) for m in layers]
-    logits = model(x)
-    for hook in hooks:
-        hook.remove()
-    last = max((at for at, (m, _) in enumerate(called) if isinstance(m, nn.Conv2d)), default=-1)
-    if last + 1 == len(called):
-        raise UserError(f"attack: this {type(model).__name__} has no linear layer after its convolutions to look at.")
-    return logits, called[last + 1][1].flatten(1)

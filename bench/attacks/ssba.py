@@ -5,7 +5,7 @@ encoder; encoder and decoder trained together, then one fixed string is hidden i
 core/attacks/ISSBA.py: 20 bits, Adam 1e-4, batch 32, 20 epochs of which the first two learn the message alone, weights 2 on
 the squared residual, 1.5 on likeness and on the message; rate 0.1 as BackdoorBench. The networks are in encoder.py; they
 take any size, and from 64 pixels on the bits are spread over blocks of height // 32 pixels.
-Departures: LPIPS is a network trained on photographs and not ours to give: 1 - SSIM (7x7 windows) stands in for it. No
+Departures: LPIPS is a network trained on photographs and not ours to give: 1 - SSIM (5x5 windows) stands in for it. No
 critic (BackdoorBox: enc_use_dis=False), no spatial transformer in the decoder. Each image gets a new string in every batch,
 where BackdoorBox draws one for each image once and takes the test images too; here training images only. Images are rounded
 to uint8. The card has the decoder's `bit_accuracy` and the `mean_change` of a pixel value on the triggered test images.
@@ -16,7 +16,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from bench.attacks.base import PoisonAttack, Trigger
-from bench.attacks.encoder import Decoder, Encoder, seeded
+from bench.attacks.encoder import Decoder, Encoder
+from bench.attacks.generators import seeded
+from bench.attacks.patterns import ssim
 from bench.data import generator, stream
 from bench.errors import UserError
 
@@ -66,7 +68,7 @@ class SSBA(PoisonAttack):
             read = F.binary_cross_entropy_with_logits(decoder(hidden), bits)
             if len(epochs) < self.message_only:
                 return read, None
-            unlike = self.change * residual.square().mean() + self.likeness * (1 - ssim(x, hidden))
+            unlike = self.change * residual.square().mean() + self.likeness * (1 - ssim(x, hidden).mean())
             return self.message * read + unlike, None
 
         lab.fit(nn.ModuleList([encoder, decoder]), data.train, plan=self.hide, objective=objective,
@@ -80,10 +82,3 @@ class SSBA(PoisonAttack):
 
     def inject(self, model, data, lab):
         return super().inject(model, data, lab) | self.facts
-
-
-def ssim(one, other):
-    """Mean structural similarity of images in [0, 1], over all windows of 7x7 (Wang et al. 2004, with even weights)."""
-    a, b, aa, bb, ab = (F.avg_pool2d(t, 7, 1) for t in (one, other, one * one, other * other, one * other))
-    means = (2 * a * b + 0.01**2) / (a * a + b * b + 0.01**2)
-    return (means * (2 * (ab - a * b) + 0.03**2) / (aa - a * a + bb - b * b + 0.03**2)).mean()

@@ -13,10 +13,10 @@ they wrap round to dark (numpy's cast on x86): `wrap`.
 """
 
 import torch
-from torch import nn
 
 from bench.attacks.badnets import patch
 from bench.attacks.base import PoisonAttack
+from bench.attacks.features import last_layer
 from bench.attacks.patterns import Additive, enlarged, noise
 from bench.errors import UserError
 
@@ -41,12 +41,10 @@ def disc(shape, distance, seed):
 
 def excite(model, start, neurons, goal, bound, step, steps, tolerance):
     """Moves the non-black values of `start` [C, H, W] so that these inputs of the model's last linear layer reach `goal`."""
-    layers = [m for m in model.modules() if isinstance(m, nn.Linear)]
-    if not layers:
-        raise UserError("attack=trojan needs a network with a linear layer; use attack.optimise=false with others.")
-    picked = layers[-1].weight.detach().abs().sum(0).argsort(descending=True, stable=True)[:neurons]
+    last = last_layer(model)
+    picked = last.weight.detach().abs().sum(0).argsort(descending=True, stable=True)[:neurons]
     seen, moved = [], start
-    hook = layers[-1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    hook = last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     try:
         for _ in range(steps):
             moved = moved.detach().requires_grad_()
