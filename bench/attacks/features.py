@@ -14,7 +14,10 @@ def last_layer(model: nn.Module) -> nn.Linear:
     """The linear layer that makes the logits: the last one registered."""
     layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
     if not layers:
-        raise UserError("this attack works on what a network hands to its last Linear layer, and this one has none.")
+        raise UserError(
+            "this attack works on what a network hands to its last Linear layer, and this one has none; "
+            "trojan does without by attack.optimise=false."
+        )
     return layers[-1]
 
 
