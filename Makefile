@@ -32,7 +32,7 @@ plots: $(STAMP)  ## curves and trade-offs of all finished cells in runs/plots
 gallery: $(STAMP)  ## what each stored attack does to images, in runs/gallery
 	@$(BIN)/python -m analysis.gallery --runs $(RUNS)
 
-docs-attacks: $(STAMP)  ## train every attack on the embedded digits (about half an hour on two cores) and write docs/attacks.md
+docs-attacks: $(STAMP)  ## train every attack on the embedded digits (ten minutes on one core) and write docs/attacks.md
 	$(BIN)/python bench/run.py -m 'attack=glob(*)' defense=none seed=2,3,4 threads=1 runs=$(RUNS)/docs-attacks
 	@$(BIN)/python -m analysis.attacks --runs $(RUNS)/docs-attacks --into docs/attacks.md
 
