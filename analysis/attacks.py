@@ -83,8 +83,7 @@ def legend(sheet: Sheet) -> Iterator[str]:
         "Took: on how many seeds the model has enough ASR, and an ACC near that of a clean model of the same seed (the gate "
         "in conf/config.yaml)."
     )
-    weak = sheet.rows[~sheet.rows["took"]].drop_duplicates(["attack", "attack_settings", "seed"])
-    for one in weak.to_dict("records"):
+    for one in sheet.weak.to_dict("records"):
         name = label((one["attack"], one["attack_settings"]))
         yield (
             f"{name} seed {one['seed']} did not take: ASR {number(one['asr_before'])}, ACC {number(one['acc_before'])} "

@@ -124,6 +124,11 @@ class Sheet:
     def seeds(self) -> list[int]:
         return sorted({int(seed) for seed in self.rows["seed"]} | {p.cell["seed"] for p in self.lost})
 
+    @property
+    def weak(self) -> pd.DataFrame:
+        """The models whose attack did not take: a row for each."""
+        return self.rows[~self.rows["took"]].drop_duplicates(["attack", "attack_settings", "seed"])
+
     def cell(self, defense: Key, attack: Key) -> Cell:
         wanted = dict(
             zip(("defense", "defense_settings", "attack", "attack_settings"), (*defense, *attack), strict=True)

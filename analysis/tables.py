@@ -109,7 +109,7 @@ def listed(values: Iterable[Any], by: str = ", ") -> str:
 
 
 def notes(sheet: Sheet) -> Iterator[str]:
-    weak = sheet.rows[~sheet.rows["took"]].drop_duplicates(["attack", "attack_settings", "seed"])
+    weak = sheet.weak
     if len(weak):
         clean = weak["clean_acc"].iloc[0]
         near = (

@@ -7,7 +7,7 @@ its name, size or time is read anew.
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -98,8 +98,7 @@ def torchvision_set(
     files = sorted(p for p in (Path(root) / archive.folder).rglob("*") if p.is_file())
     # An absent or half-downloaded set is not looked up in the cache: torchvision says what is missing.
     arrays = cached(cache, name.lower(), [size, *stamps(files)], read) if files and not download else read()
-    train, test = (ImageSet(arrays[f"{part}_x"], arrays[f"{part}_y"]) for part in ("train", "test"))
-    return Dataset(*hold_out(train, heldout, split_seed), test, archive.classes, tuple(mean), tuple(std), augment)
+    return _split(arrays, archive.classes, heldout, split_seed, augment, mean, std)
 
 
 def _pixels(part: Any, size: int | None, label: str) -> tuple[Tensor, Tensor]:
@@ -199,5 +198,12 @@ def _from_files(
         )
 
     arrays = cached(cache, name, [size, *stamps(path for files in found for _, path in files)], read)
+    return _split(arrays, len(classes), heldout, split_seed, augment, mean, std)
+
+
+def _split(
+    arrays: Mapping[str, Tensor], classes: int, heldout: float, split_seed: int, augment: Augment,
+    mean: Sequence[float], std: Sequence[float],
+) -> Dataset:  # fmt: skip
     train, test = (ImageSet(arrays[f"{part}_x"], arrays[f"{part}_y"]) for part in ("train", "test"))
-    return Dataset(*hold_out(train, heldout, split_seed), test, len(classes), tuple(mean), tuple(std), augment)
+    return Dataset(*hold_out(train, heldout, split_seed), test, classes, tuple(mean), tuple(std), augment)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -123,3 +124,14 @@ def at_norms(model: nn.Module, x: Tensor, look: Callable[[Tensor], T], method: s
         bn.register_forward_pre_hook(lambda _, inputs, name=name: seen.update({name: look(inputs[0])}))
     model(x)
     return {name: seen[name] for name in layers if name in seen}
+
+
+@contextmanager
+def still_statistics(model: nn.Module) -> Iterator[None]:
+    """Batch statistics are used but not remembered."""
+    layers = [(m, m.momentum) for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    for layer, _ in layers:
+        layer.momentum = 0.0
+    yield
+    for layer, momentum in layers:
+        layer.momentum = momentum

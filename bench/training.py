@@ -99,6 +99,12 @@ def cross_entropy(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tenso
     return F.cross_entropy(logits, y), logits
 
 
+def ascent(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Unlearning: the same loss, to be climbed."""
+    loss, logits = cross_entropy(model, x, y)
+    return -loss, logits
+
+
 def to_unit(x: Tensor) -> Tensor:
     """Pixel values 0..255 -> float32 in [0, 1], keeping the memory format."""
     return x.float().div_(255)

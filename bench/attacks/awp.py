@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from bench.attacks.badnets import patch
 from bench.attacks.base import Attack, check_rate, poison_count
+from bench.attacks.features import share
 from bench.attacks.patterns import Overlay
 from bench.data import generator
 from bench.errors import UserError
@@ -68,12 +69,3 @@ class AWP(Attack):
         moved = torch.cat([(w.detach() - w0).abs().flatten() for w, w0 in zip(weights, start, strict=True)])
         facts = {"poisoned": count, "poison_base": len(data.train), "poison_rate": count / len(data.train)}
         return facts | {"epochs": len(passes), "mean_shift": moved.mean().item(), "max_shift": moved.max().item()}
-
-
-@torch.no_grad()
-def share(model, x, y):
-    """The share of uint8 images that `model` (in eval mode) takes for `y`."""
-    hits = sum(
-        (model(part.float() / 255).argmax(1) == of).sum() for part, of in zip(x.split(512), y.split(512), strict=True)
-    )
-    return int(hits) / max(len(y), 1)

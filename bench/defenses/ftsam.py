@@ -9,14 +9,13 @@ up and down.
 """
 
 import copy
-from contextlib import contextmanager
 
 import torch
-from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
 from bench.defenses.base import Candidate, Defense, Repaired
+from bench.layers import still_statistics
 from bench.training import Plan, fit
 
 
@@ -50,14 +49,3 @@ def perturbed(weights, slopes, rho):
         size = torch.stack([(w * g).norm() for w, g in zip(weights.values(), slopes, strict=True)]).norm() + 1e-12
         steps = [w.square() * g * (rho / size) for w, g in zip(weights.values(), slopes, strict=True)]
     return {name: w + step for (name, w), step in zip(weights.items(), steps, strict=True)}
-
-
-@contextmanager
-def still_statistics(model):
-    """Batch statistics are used but not remembered."""
-    layers = [(m, m.momentum) for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    for layer, _ in layers:
-        layer.momentum = 0.0
-    yield
-    for layer, momentum in layers:
-        layer.momentum = momentum

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from bench.defenses.base import PruningDefense
 from bench.pruning import clamp, gates, mask_scores
-from bench.training import Plan, fit
+from bench.training import Plan, ascent, fit
 
 
 class RNP(PruningDefense):
@@ -28,10 +28,6 @@ class RNP(PruningDefense):
 
     def forget(self, model, data):
         """Climbs the clean loss until the training accuracy is at most `stop_acc` (Eq. 2)."""
-
-        def ascent(model, x, y):
-            logits = model(x)
-            return -F.cross_entropy(logits, y), logits
 
         return fit(model, data.clean, self.unlearn, seed=data.seed, augment=data.augment, objective=ascent,
                    after_epoch=lambda epoch: epoch.accuracy <= self.stop_acc, label="RNP unlearning")  # fmt: skip

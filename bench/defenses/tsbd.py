@@ -20,9 +20,9 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from bench.defenses.base import PruningDefense
-from bench.defenses.ftsam import still_statistics
 from bench.errors import UserError
-from bench.training import Plan, fit, to_unit
+from bench.layers import still_statistics
+from bench.training import Plan, ascent, fit, to_unit
 
 
 class TSBD(PruningDefense):
@@ -44,10 +44,6 @@ class TSBD(PruningDefense):
 
     def forget(self, model, data):
         """Climbs the clean loss until the clean accuracy is at most `stop_acc`."""
-
-        def ascent(model, x, y):
-            logits = model(x)
-            return -F.cross_entropy(logits, y), logits
 
         @torch.no_grad()
         def gone(_):
