@@ -41,7 +41,7 @@ docs-defenses: $(STAMP)  ## every defence against six models on the embedded dig
 	@$(BIN)/python -m analysis.tables --runs $(RUNS)/docs-defenses --into docs/defenses.md
 
 test: $(STAMP)  ## the test suite
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 lint: $(STAMP)  ## style and types
 	$(BIN)/ruff check .
