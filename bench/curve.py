@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from bench.data import ImageSet
@@ -12,22 +13,31 @@ COLUMNS = ("at", "pruned", "fixed", "select_acc", "acc", "asr", "ra", "right", "
 
 
 def trace(
-    repaired: Repaired, exam: Exam, select: ImageSet, before: Metrics, select_before: float, stop: float | None
+    repaired: Repaired,
+    exam: Exam,
+    select: ImageSet,
+    before: Metrics,
+    select_before: float,
+    stop: float | None,
+    keep: Callable[[list[dict[str, Any]], Candidate], None] | None = None,
 ) -> list[dict[str, Any]]:
     """The defence's curve, from few to many pruned channels.
 
     `select_before`: accuracy on `select` before the defence. Points after the first one that loses more than `stop`
-    points there are passed over (None: none are), but never the paper's own point.
+    points there are passed over (None: none are), but never the paper's own point. `keep` is called with the rows so far
+    after each, while the candidate of the last one is still what it was measured as; see `bench.chosen`.
     """
     rows: list[dict[str, Any]] = []
     for candidate in repaired.candidates:
         if candidate.mask is not None and candidate.pruned == 0:  # the model as it came
             rows.append(_row(candidate, select_before, before))
-            continue
-        gone = stop is not None and rows and rows[-1]["select_acc"] < select_before - stop
-        if gone and not candidate.fixed:
-            continue
-        rows.append(_row(candidate, accuracy(candidate.model, select), evaluate(candidate.model, exam)))
+        else:
+            gone = stop is not None and rows and rows[-1]["select_acc"] < select_before - stop
+            if gone and not candidate.fixed:
+                continue
+            rows.append(_row(candidate, accuracy(candidate.model, select), evaluate(candidate.model, exam)))
+        if keep:
+            keep(rows, candidate)
     return rows
 
 

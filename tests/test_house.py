@@ -28,6 +28,7 @@ ALLOWED = {  # module (or package) -> what of the project it may import; imports
     "bench.datasets": {"bench.data", "bench.decode", "bench.errors"},
     "bench.metrics": {"bench.attacks", "bench.data", "bench.errors", "bench.training"},
     "bench.curve": {"bench.data", "bench.defenses", "bench.metrics"},
+    "bench.chosen": {"bench.defenses", "bench.pruning", "analysis.operating_point"},
     "bench.cli": {"bench.errors"},
     "bench.cell": {"bench.cli", "bench.errors", "bench.files"},
     "bench.machine": {"bench", "bench.errors"},
