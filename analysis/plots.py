@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from analysis import command
-from analysis.load import Problem, curves, load
+from analysis.curves import curves
+from analysis.load import Problem, load
 from analysis.operating_point import SENTENCES
 from analysis.render import plain, write
 from analysis.sheets import PLACES, Key, Sheet, label, sheets

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import pandas as pd
 
@@ -13,6 +14,7 @@ from analysis.schema import METRICS
 
 TOOK_ASR, TOOK_ACC = 80.0, 5.0  # the bench's own gate (conf/config.yaml), for records made before it was in them
 PLACES = [name for axis in ("dataset", "model") for name in (axis, f"{axis}_settings")]
+PAIR = [name for axis in ("defense", "attack") for name in (axis, f"{axis}_settings")]
 CHEATS = "trigger"  # what a record says that its defence needs if it is none
 Key = tuple[str, str]
 """A name and the settings that set it apart, such as ("rnp", "selection.max_drop=2")."""
@@ -47,11 +49,11 @@ class Cell:
     seeds: Sequence[int]
     lost: Mapping[int, str]
 
-    @property
+    @cached_property
     def counts(self) -> bool:
         return bool(self.rows["took"].any())
 
-    @property
+    @cached_property
     def shown(self) -> pd.DataFrame:
         """The seeds whose attack took; all of them if it took for none."""
         return self.rows[self.rows["took"]] if self.counts else self.rows
@@ -105,37 +107,43 @@ class Sheet:
         found = set(zip(self.rows[axis], self.rows[f"{axis}_settings"], strict=True))
         return sorted(found | {(p.cell[axis], p.cell[f"{axis}_settings"]) for p in self.lost})
 
-    @property
+    @cached_property
     def attacks(self) -> list[Key]:
         return sorted(self.keys("attack"), key=lambda key: key[0] == "none")
 
-    @property
+    @cached_property
     def cheats(self) -> set[Key]:
         """Defences that see the trigger: controls that no defence can be ranked against."""
         rows = self.rows[self.rows["needs"] == CHEATS]
         return set(zip(rows["defense"], rows["defense_settings"], strict=True))
 
-    @property
+    @cached_property
     def defenses(self) -> list[Key]:
         order, cheats = {"none": 0, "ft": 1, "random": 3}, self.cheats
         return sorted(self.keys("defense"), key=lambda key: 4 if key in cheats else order.get(key[0], 2))
 
-    @property
+    @cached_property
     def seeds(self) -> list[int]:
         return sorted({int(seed) for seed in self.rows["seed"]} | {p.cell["seed"] for p in self.lost})
 
-    @property
+    @cached_property
     def weak(self) -> pd.DataFrame:
         """The models whose attack did not take: a row for each."""
         return self.rows[~self.rows["took"]].drop_duplicates(["attack", "attack_settings", "seed"])
 
+    @cached_property
+    def cells(self) -> dict[tuple[Key, Key], Cell]:
+        """Every pair of a defence and an attack, done or not."""
+        groups = {key: rows for key, rows in self.rows.groupby(PAIR, sort=False)}
+        lost: dict[tuple[str, ...], dict[int, str]] = {}
+        for p in self.lost:
+            lost.setdefault(tuple(p.cell[name] for name in PAIR), {})[p.cell["seed"]] = p.kind
+        nothing = self.rows.iloc[:0]
+        pairs = [(d, a) for d in self.defenses for a in self.attacks]
+        return {(d, a): Cell(groups.get((*d, *a), nothing), self.seeds, lost.get((*d, *a), {})) for d, a in pairs}
+
     def cell(self, defense: Key, attack: Key) -> Cell:
-        wanted = dict(
-            zip(("defense", "defense_settings", "attack", "attack_settings"), (*defense, *attack), strict=True)
-        )
-        here = (self.rows[list(wanted)] == list(wanted.values())).all(axis=1)
-        lost = {p.cell["seed"]: p.kind for p in self.lost if wanted.items() <= p.cell.items()}
-        return Cell(self.rows[here], self.seeds, lost)
+        return self.cells[defense, attack]
 
     def styles(self, attack: Key, rule: str) -> dict[Key, str]:
         """Lowest and second lowest ASR among the defences with the most seeds, compared as printed.

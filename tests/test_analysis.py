@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from analysis import attacks, plots, tables
-from analysis.load import curves, load
+from analysis.curves import curves
+from analysis.load import load
 from analysis.operating_point import choose
 from analysis.render import csv_value, md, tex
 

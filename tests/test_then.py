@@ -12,7 +12,7 @@ from test_analysis import GOLDEN, cells, set_line
 from torch import nn
 
 from analysis import tables
-from analysis.load import name_variants
+from analysis.settings import name_variants
 from bench import config
 from bench.data import Augment, Defender, ImageSet
 from bench.defenses.base import PruningDefense
