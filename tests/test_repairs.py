@@ -14,7 +14,8 @@ from bench.defenses.mcr import MCR, bezier, renew_statistics
 from bench.defenses.nad import NAD, attention, stages
 from bench.errors import UserError
 from bench.models import preactresnet18, resnet18
-from bench.training import SCHEDULES, Plan, epoch_order, fit
+from bench.plan import SCHEDULES
+from bench.training import Plan, epoch_order, fit
 
 STEP = Plan(epochs=1, batch_size=24, lr=0.1, momentum=0.0, augment=False)
 
