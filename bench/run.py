@@ -9,9 +9,7 @@
 import logging
 import os
 import sys
-import time
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -45,61 +43,31 @@ def main(cfg: DictConfig) -> None:
 
 def run(cfg: DictConfig, settings: dict, folder: Path, names: Mapping) -> dict:
     """The pipeline. `settings`: cfg as plain data; `names`: what was chosen for each config group. Returns the record."""
-    import torch  # these take seconds to load, and a finished cell needs none of them
-
-    from bench import curve, machine, record
-    from bench.attacks.base import draw_mix
-    from bench.data import stream
-    from bench.metrics import Exam, Metrics, accuracy
-    from bench.victim import Bench
+    from bench import machine, record  # these take seconds to load, and a finished cell needs none of them
+    from bench.scene import repair, scene
 
     # compose: every part that can be wrong is built before anything is trained
     identity = {key: names[key] for key in ("dataset", "model", "attack", "defense")}
     identity |= {"seed": cfg.seed, "id": config.run_id(settings)}
-    device = machine.device(cfg.device, cfg.threads)
-    plan, defense, tracker = build(cfg.train), build(cfg.defense), build(cfg.tracker)
+    defense, tracker = build(cfg.defense), build(cfg.tracker)
 
-    # data
-    data = build(cfg.dataset).to(device)
-    drawn = {key: cfg.clean[key] for key in ("tune", "select", "source", "balance")}
-    defender, select = data.defender(**drawn, seed=stream(cfg.seed, "defender"), needs=defense.needs)
-    if defense.needs == "poisoned":
-        draw_mix(len(data.train), cfg.clean.mix, cfg.seed)
-    attack = build(cfg.attack, shape=data.shape, num_classes=data.num_classes)
-    attack.check(data.train)
+    # data; load or train the backdoor, and the clean model that it is compared with
+    stage = scene(settings, identity, build, defense)
+    before, backdoor = stage.before, stage.backdoor
 
-    # load or train the backdoor, and the clean model that it is compared with
-    facts = {"num_classes": data.num_classes, "channels": data.shape[0], "size": data.shape[1]}
-    network = partial(build, cfg.model, **config.asked_for(cfg.model._target_, facts))
-    workshop = Bench(data, network, plan, settings, identity, device)
-    clean = workshop.clean() if attack.needs_clean or cfg.gate.max_drop is not None else None
-    backdoor = workshop.victim(attack, clean)
-    exam = Exam.of(data.test, backdoor.trigger)
-    before, select_before = Metrics(**backdoor.card["metrics"]), accuracy(backdoor.model, select)
-
-    # repair: the defence sees the model and its own images, nothing else; one that cheats says so in what it needs
-    if defense.needs == "poisoned":
-        defender = replace(defender, poisoned=attack.mix(data.train, cfg.clean.mix, stream(cfg.seed, "poison")))
-    elif defense.needs == "trigger":
-        defender = replace(defender, trigger=backdoor.trigger)
-    torch.manual_seed(stream(cfg.seed, "defense"))
-    machine.forget_peak(device)
-    started = time.perf_counter()
-    repaired = defense.repair(backdoor.model, defender)
-    seconds = time.perf_counter() - started
-
-    # evaluate every model it offers
-    rows = curve.trace(repaired, exam, select, before, select_before, cfg.selection.stop)
+    # repair, and evaluate every model it offers
+    made = repair(stage, defense)
 
     # record
-    result = identity | {"data": data.digest, "backdoor": backdoor.name, "needs": defense.needs}
-    result |= record.before(before, select_before) | record.gate(names["attack"], before, clean, cfg.gate)
-    result |= record.points(rows, before, select_before, cfg.selection)
-    result |= {"clean_tune": len(defender.clean), "clean_select": len(select), "mix": len(defender.poisoned or ())}
+    result = identity | {"data": stage.data.digest, "backdoor": backdoor.name, "needs": defense.needs}
+    result |= record.before(before, made.select_before) | record.gate(names["attack"], before, stage.clean, cfg.gate)
+    result |= record.points(made.rows, before, made.select_before, cfg.selection)
+    result |= {"clean_tune": len(made.defender.clean), "clean_select": len(made.select)}
+    result |= {"mix": len(made.defender.poisoned or ())}
     result |= backdoor.card["poison"] | {"seconds_backdoor": backdoor.card["made"]["seconds"]}
-    result |= record.cost(repaired.scores, seconds, time.perf_counter() - started) | machine.environment(device)
-    record.write(folder, result, rows, repaired.scores)
-    tracker.log(folder, settings, result, rows)
+    result |= record.cost(made.scores, made.seconds, made.total) | machine.environment(stage.device)
+    record.write(folder, result, made.rows, made.scores)
+    tracker.log(folder, settings, result, made.rows)
     return result
 
 

@@ -1,0 +1,119 @@
+"""What a cell, a script and an export have in common: the data, the backdoored model, its exam, and one repair of it.
+
+Knows no Hydra: it is handed settings as plain data, and a `build` that makes an object of a node with a `_target_`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+
+from bench import config, curve, machine
+from bench.attacks.base import Attack, Backdoor, draw_mix
+from bench.data import Dataset, Defender, ImageSet, stream
+from bench.defenses.base import Candidate, Defense
+from bench.metrics import Exam, Metrics, accuracy
+from bench.pruning import Scores
+from bench.victim import Bench
+
+Build = Callable[..., Any]
+"""build(node, **more): the object that a plain mapping with a `_target_` describes, built with `more` besides."""
+Keep = Callable[[list[dict[str, Any]], Candidate], None]
+"""What `bench.curve.trace` shows each candidate to; see `bench.chosen`."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Everything there is before a repair. `settings`: the whole composed config as plain data.
+
+    `before`: the model's metrics as it came. `clean`: the clean model of the same bench, where it was asked for.
+    """
+
+    settings: Mapping[str, Any]
+    device: torch.device
+    data: Dataset
+    attack: Attack
+    clean: Backdoor | None
+    backdoor: Backdoor
+    exam: Exam
+    before: Metrics
+
+    def hand(self, defense: Defense) -> tuple[Defender, ImageSet]:
+        """What this defence may see, and the images that choose its operating point (which it may not)."""
+        defender, select = draw(self.settings, self.data, defense)
+        if defense.needs == "poisoned":
+            seed = stream(self.settings["seed"], "poison")
+            mix = self.attack.mix(self.data.train, self.settings["clean"]["mix"], seed)
+            defender = replace(defender, poisoned=mix)
+        elif defense.needs == "trigger":  # it cheats, and says so in what it needs
+            defender = replace(defender, trigger=self.backdoor.trigger)
+        return defender, select
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one repair: the curve, the scores (None: no pruner), and the images that were used.
+
+    `select_before`: accuracy on `select` before it, percent. `seconds`: of the repair alone; `total`: with the curve.
+    """
+
+    rows: list[dict[str, Any]]
+    scores: Scores | None
+    defender: Defender
+    select: ImageSet
+    select_before: float
+    seconds: float
+    total: float
+
+
+def scene(settings: Mapping[str, Any], names: Mapping[str, str], build: Build, defense: Defense | None = None) -> Scene:
+    """Loads or trains the backdoor, and the clean model that it is compared with (unless `gate.max_drop` is null).
+
+    `names`: what dataset, model and attack are called. What is wrong for `defense` (None: there is none) is said before
+    anything is trained. Raises UserError.
+    """
+    device = machine.device(settings["device"], settings["threads"])
+    plan = build(settings["train"])
+    data = build(settings["dataset"]).to(device)
+    if defense is not None:
+        draw(settings, data, defense)
+    attack = build(settings["attack"], shape=data.shape, num_classes=data.num_classes)
+    attack.check(data.train)
+
+    facts = {"num_classes": data.num_classes, "channels": data.shape[0], "size": data.shape[1]}
+    node = settings["model"]
+    network = partial(build, node, **config.asked_for(node["_target_"], facts))
+    workshop = Bench(data, network, plan, dict(settings), dict(names) | {"seed": settings["seed"]}, device)
+    clean = workshop.clean() if attack.needs_clean or settings["gate"]["max_drop"] is not None else None
+    backdoor = workshop.victim(attack, clean)
+    exam, before = Exam.of(data.test, backdoor.trigger), Metrics(**backdoor.card["metrics"])
+    return Scene(settings, device, data, attack, clean, backdoor, exam, before)
+
+
+def draw(settings: Mapping[str, Any], data: Dataset, defense: Defense) -> tuple[Defender, ImageSet]:
+    """The defender's clean images, and those that choose the operating point. The same each time. Raises UserError."""
+    clean, seed = settings["clean"], settings["seed"]
+    if defense.needs == "poisoned":  # said here, drawn later
+        draw_mix(len(data.train), clean["mix"], seed)
+    wanted = {key: clean[key] for key in ("tune", "select", "source", "balance")}
+    return data.defender(**wanted, seed=stream(seed, "defender"), needs=defense.needs)
+
+
+def repair(scene: Scene, defense: Defense, keep: Keep | None = None) -> Outcome:
+    """Lets the defence repair the model and looks at every model it offers. The defence sees the model and its own images."""
+    defender, select = scene.hand(defense)
+    model = scene.backdoor.model
+    select_before = accuracy(model, select)
+    torch.manual_seed(stream(scene.settings["seed"], "defense"))
+    machine.forget_peak(scene.device)
+    started = time.perf_counter()
+    repaired = defense.repair(model, defender)
+    seconds = time.perf_counter() - started
+    stop = scene.settings["selection"]["stop"]
+    rows = curve.trace(repaired, scene.exam, select, scene.before, select_before, stop, keep)
+    return Outcome(rows, repaired.scores, defender, select, select_before, seconds, time.perf_counter() - started)
