@@ -67,7 +67,7 @@ def run(cfg: DictConfig, settings: dict, folder: Path, names: Mapping) -> dict:
     result |= backdoor.card["poison"] | {"seconds_backdoor": backdoor.card["made"]["seconds"]}
     result |= record.cost(made.scores, made.seconds, made.total) | machine.environment(stage.device)
     record.write(folder, result, made.rows, made.scores)
-    tracker.log(folder, settings, result, made.rows)
+    tracker.log(folder, settings, result, made.rows, made.scores)
     return result
 
 
