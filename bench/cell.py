@@ -12,15 +12,15 @@ from typing import Any
 
 from bench import files
 from bench.cli import sentence
-from bench.errors import UserError
+from bench.turn import Busy
 
 log = logging.getLogger(__name__)
 
 SCHEMA = 1
 
 
-def read(folder: Path) -> dict[str, Any] | None:
-    """The record of a finished cell, or None. Raises UserError if the file is damaged (it is set aside)."""
+def read(folder: Path, mine: bool = False) -> dict[str, Any] | None:
+    """The record of a finished cell, or None. A damaged one counts as none; whose `turn` it is sets it aside."""
     path = folder / "record.json"
     try:
         found = json.loads(path.read_text())
@@ -30,10 +30,14 @@ def read(folder: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
-        aside = files.set_aside(path)
-        raise UserError(
-            f"{path} is damaged ({error}); it was moved to {aside.name}. Run the same command again."
-        ) from error
+        if mine:
+            log.warning(
+                "%s is damaged (%s); it is set aside as %s, the cell runs again.",
+                path,
+                error,
+                files.set_aside(path).name,
+            )
+        return None
 
 
 @contextmanager
@@ -42,6 +46,8 @@ def failures(folder: Path) -> Iterator[None]:
     path = folder / "error.txt"
     try:
         yield
+    except Busy:
+        raise
     except Exception as error:
         log.error("failed: %s (traceback in %s)", sentence(error), path)
         error.reported = True  # type: ignore[attr-defined]

@@ -1,54 +1,170 @@
-"""The one module through which result files are written: complete under a temporary name, then renamed."""
+"""The one module through which result files are written.
+
+A result is one immutable file (or folder), published complete and never replaced; everything else rests on that. Whatever
+happens, and whenever, a reader finds a whole file or none.
+"""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from bench import faults
 
-def write(path: Path, text: str) -> None:
-    """Writes a text file so that a reader sees the old one or the new one, never half of it. Raises OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp-{uuid.uuid4().hex[:16]}")
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
+"""What file systems without hard links say when asked for one."""
+
+
+def publish(path: Path, content: str | bytes) -> bool:
+    """Makes a file that stays as it is for ever. Returns False, and changes nothing, if there is one already.
+
+    When it returns, the file survives a power cut. Raises OSError, and then leaves nothing behind. Where a file system has
+    no hard links the file is renamed into place, which a second writer at the same instant could replace with its own
+    (`python -m bench.store doctor` says so).
+    """
+    make_folder(path.parent)
+    temporary = _whole(path, content, "publish")
+    mine = True
     try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)  # a full disk would stay full otherwise
+        faults.hit("publish.link")
+        try:
+            os.link(temporary, path)
+        except OSError as error:
+            if os.stat(temporary).st_nlink == 2:
+                pass  # it worked, and a file server's reply was lost
+            elif error.errno == errno.EEXIST or (error.errno in NO_LINKS and os.path.lexists(path)):
+                mine = False
+            elif error.errno in NO_LINKS:
+                os.rename(temporary, path)
+            else:
+                raise
+        faults.hit("publish.linked")
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
+    faults.hit("publish.folder")
+    sync_folder(path.parent)
+    faults.hit("publish.done")
+    return mine
+
+
+def write(path: Path, content: str | bytes, sync: bool = True) -> None:
+    """Makes or replaces a file so that a reader sees the old one or the new one, never half of it. Raises OSError.
+
+    For what may change: reports, tracebacks. Without `sync` a power cut may leave the old one.
+    """
+    make_folder(path.parent)
+    temporary = _whole(path, content, "write", sync)
+    try:
+        faults.hit("write.replace")
+        os.replace(temporary, path)
+    except BaseException:
+        _remove(temporary)
         raise
+    if sync:
+        faults.hit("write.folder")
+        sync_folder(path.parent)
+
+
+def _whole(path: Path, content: str | bytes, act: str, sync: bool = True) -> Path:
+    """A temporary file beside `path` that holds all of the content, on the disk itself."""
+    temporary = path.with_name(f".tmp-{uuid.uuid4().hex[:16]}")
+    faults.hit(f"{act}.open")
+    left = memoryview(content.encode() if isinstance(content, str) else content)
+    file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        try:
+            while left:
+                short = faults.hit(f"{act}.write")
+                left = left[os.write(file, left[: len(left) // 2 + 1] if short else left) :]
+            if sync:
+                faults.hit(f"{act}.sync")
+                os.fsync(file)
+        finally:
+            os.close(file)
+        faults.hit(f"{act}.closed")
+    except BaseException:
+        _remove(temporary)  # a full disk would stay full otherwise
+        raise
+    return temporary
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):
+        os.unlink(path)
+
+
+def sync_file(path: Path) -> None:
+    _sync(path, os.O_RDONLY)
+
+
+def sync_folder(path: Path) -> None:
+    """Makes the names in a folder survive a power cut."""
+    _sync(path, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def _sync(path: Path, flags: int) -> None:
+    file = os.open(path, flags)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder and those above it, each of them to stay."""
+    try:
+        os.mkdir(path)
+    except FileExistsError:
+        if not stat.S_ISDIR(os.stat(path).st_mode):
+            raise
+    except FileNotFoundError:
+        make_folder(path.parent)
+        make_folder(path)
+    else:
+        sync_folder(path.parent)
 
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """Yields a temporary folder that becomes `folder` when the block ends well and vanishes when it does not."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    """Yields a temporary folder that becomes `folder` when the block ends well and vanishes when it does not.
+
+    Raises OSError if there is one already that holds anything; that one stays as it is.
+    """
+    make_folder(folder.parent)
     temporary = folder.with_name(f".tmp-{uuid.uuid4().hex[:16]}")
-    temporary.mkdir()
+    os.mkdir(temporary)
     try:
         yield temporary
-        for path in temporary.iterdir():
-            path.chmod(temporary.stat().st_mode & 0o666)  # some writers make files for their owner only
-            with path.open("rb+") as file:
-                os.fsync(file.fileno())
-        temporary.rename(folder)
+        faults.hit("folder.sync")
+        for name in os.listdir(temporary):
+            path = temporary / name
+            os.chmod(path, os.stat(temporary).st_mode & 0o666)  # some writers make files for their owner only
+            sync_file(path)
+        sync_folder(temporary)
+        faults.hit("folder.rename")
+        os.rename(temporary, folder)
+        faults.hit("folder.renamed")
+        sync_folder(folder.parent)
+        faults.hit("folder.done")
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if os.path.lexists(temporary):
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def set_aside(path: Path) -> Path:
     """Renames a damaged file or folder out of the way, losing nothing, and returns where it is now."""
     aside = path.with_name(f"{path.name}.damaged-{uuid.uuid4().hex[:8]}")
-    path.rename(aside)
+    os.rename(path, aside)
     return aside
 
 

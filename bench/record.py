@@ -5,17 +5,20 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from analysis.operating_point import SENTENCES, choose
-from bench import PROTOCOL, files
+from bench import PROTOCOL, faults, files
 from bench.attacks.base import Backdoor
 from bench.cell import SCHEMA
 from bench.curve import COLUMNS
 from bench.metrics import Metrics, der
 from bench.pruning import Scores
+
+log = logging.getLogger(__name__)
 
 
 def points(
@@ -56,13 +59,15 @@ def cost(scores: Scores | None, repair: float, total: float) -> dict[str, Any]:
 
 
 def write(folder: Path, record: dict[str, Any], curve: Sequence[Mapping[str, Any]], scores: Scores | None) -> None:
-    """All files of a finished cell; record.json last and atomically."""
+    """All files of a finished cell; record.json last, whole, and never in place of another."""
+    faults.hit("record.write")
     files.write(folder / "curve.csv", table(COLUMNS, ([row[c] for c in COLUMNS] for row in curve)))
     if scores is not None:
         rows = ([layer, i, v] for layer, values in scores.items() for i, v in enumerate(values.tolist()))
         files.write(folder / "scores.csv", table(("layer", "channel", "score"), rows))
     flat = {"schema": SCHEMA, "protocol": PROTOCOL} | record
-    files.write(folder / "record.json", json.dumps(flat, indent=1, allow_nan=False) + "\n")
+    if not files.publish(folder / "record.json", json.dumps(flat, indent=1, allow_nan=False) + "\n"):
+        log.warning("another process finished this cell first; its record stays (%s).", folder)
 
 
 def table(header: Sequence[str], rows: Any) -> str:

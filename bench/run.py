@@ -20,6 +20,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from bench import cell, cli, config
+from bench.turn import turn
 
 log = logging.getLogger(__name__)
 build = partial(instantiate, _convert_="all")
@@ -34,8 +35,8 @@ def main(cfg: DictConfig) -> None:
         return
     settings = plain(cfg)
     config.check(settings)
-    with cell.failures(folder):
-        result = run(cfg, settings, folder, HydraConfig.get().runtime.choices)
+    with cell.failures(folder), turn(folder, "running this cell"):
+        result = cell.read(folder, mine=True) or run(cfg, settings, folder, HydraConfig.get().runtime.choices)
     log.info(cli.one_cell(result))
     if HydraConfig.get().mode == RunMode.RUN:
         cli.show(result, folder)

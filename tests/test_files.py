@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError
 from torch import nn
 
-from bench import cell, cli, config, files, store
+from bench import cell, cli, config, files, shelf, store
 from bench.attacks.base import Backdoor, Trigger
 from bench.errors import UserError
 
@@ -65,11 +66,11 @@ def test_a_failed_cell_keeps_its_traceback_until_it_succeeds(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("text", ['{"schema": 1', "[]", '{"schema": 0}', "{}", "null"])
-def test_a_damaged_record_is_set_aside(tmp_path, text):
+def test_a_damaged_record_is_set_aside_by_whose_turn_it_is(tmp_path, text, caplog):
     (tmp_path / "record.json").write_text(text)
-    with pytest.raises(UserError, match="is damaged"):
-        cell.read(tmp_path)
-    assert cell.read(tmp_path) is None and len(list(tmp_path.glob("record.json.damaged-*"))) == 1
+    assert cell.read(tmp_path) is None and not list(tmp_path.glob("*damaged*"))
+    assert cell.read(tmp_path, mine=True) is None and "is damaged" in caplog.text
+    assert [p.read_text() for p in tmp_path.glob("record.json.damaged-*")] == [text]
 
 
 def new_backdoor():
@@ -82,26 +83,34 @@ def stored(folder):
 
 @pytest.mark.parametrize("name", ["model.safetensors", "trigger.safetensors", "card.json"])
 @pytest.mark.parametrize("harm", ["flip", "truncate", "remove"])
-def test_no_damage_to_a_stored_model_goes_unnoticed(tmp_path, name, harm):
-    """Any byte: neither torch nor safetensors would notice a flipped bit in the weights."""
+def test_no_damage_to_a_stored_model_goes_unnoticed(tmp_path, name, harm, caplog):
+    """Any byte: neither torch nor safetensors would notice a flipped bit in the weights. It is named, kept and made anew."""
     stored(tmp_path / "it")
-    path = tmp_path / "it" / name
-    whole = path.read_bytes()
+    whole = (tmp_path / "it" / name).read_bytes()
     places = range(0, len(whole), max(1, len(whole) // 10)) if harm == "flip" else [len(whole) // 2]
     for place in places:
         copy = tmp_path / f"copy-{place}"
-        copy.mkdir()
-        for file in (tmp_path / "it").iterdir():
-            (copy / file.name).write_bytes(file.read_bytes())
+        shutil.copytree(tmp_path / "it", copy)
         spoiled = whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :] if harm == "flip" else whole[:place]
         (copy / name).write_bytes(spoiled)
         if harm == "remove":
             (copy / name).unlink()
-        if harm == "remove" and name == "card.json":  # no card, no model: it is made again
-            continue
-        with pytest.raises(UserError, match="is damaged"):
-            store._load(copy, new_backdoor())
-        assert not copy.exists() and list(tmp_path.glob(f"copy-{place}.damaged-*"))
+        caplog.clear()
+        made = []
+        store.load_or_make(copy, new_backdoor(), lambda new, made=made: made.append(new) or {"metrics": {"right": 3}})
+        assert len(made) == 1 and "is damaged" in caplog.text
+        (kept,) = tmp_path.glob(f"copy-{place}.damaged-*")
+        assert harm == "remove" or (kept / name).read_bytes() == spoiled
+        assert shelf.verified(copy)
+
+
+def test_a_disk_that_damages_what_it_is_given_is_named(tmp_path, monkeypatch):
+    def spoil(folder):
+        raise shelf.Damaged("a bit flipped")
+
+    monkeypatch.setattr(shelf, "verified", spoil)
+    with pytest.raises(UserError, match="damaged right after it was written"):
+        stored(tmp_path / "it")
 
 
 def test_the_store_keeps_what_it_is_given(tmp_path):

@@ -1,0 +1,98 @@
+"""Folders that are made once, verified whenever they are used, and made again if they are damaged. Loads nothing heavy.
+
+Such a folder holds files and a card.json with the sha256 of each; the card comes with the folder, by one rename.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bench import faults, files
+from bench.errors import UserError
+from bench.turn import turn
+
+log = logging.getLogger(__name__)
+
+Card = dict[str, Any]
+
+
+class Damaged(Exception):
+    """What is wrong with a folder, in words that go on after `is damaged: `."""
+
+
+def obtain(folder: Path, doing: str, make: Callable[[], Card], fill: Callable[[Path], None]) -> Card:
+    """The card of what lies in `folder`, verified. If there is nothing, `make()` and then `fill(new folder)` make it.
+
+    One process makes it, others wait for it (see `bench.turn`). What is damaged is set aside, named, and made anew; raises
+    UserError if that is damaged too.
+    """
+    if card := usable(folder):
+        return card
+    with turn(folder, doing):
+        if card := usable(folder):
+            return card
+        if folder.exists():
+            log.warning("%s is damaged (%s); it is set aside as %s and made again.", folder, *aside(folder))
+        card = make()
+        faults.hit("shelf.made")
+        try:
+            with files.new_folder(folder) as new:
+                fill(new)
+                faults.hit("shelf.filled")
+                card["sha256"] = {path.name: files.sha256(path) for path in sorted(new.iterdir())}
+                card["sha256"]["card"] = files.digest(card)
+                files.write(new / "card.json", json.dumps(card, indent=1) + "\n")
+        except OSError:
+            if not usable(folder):  # else somebody, where the lock does not reach, was faster
+                raise
+        faults.hit("shelf.published")
+        shutil.rmtree(part(folder), ignore_errors=True)
+    try:
+        return verified(folder)
+    except Damaged as problem:
+        raise UserError(f"{folder} is damaged right after it was written ({problem}): check this disk.") from problem
+
+
+def part(folder: Path) -> Path:
+    """Where whatever makes `folder` keeps how far it got; removed once the folder is there."""
+    return folder.with_name(f".{folder.name}.part")
+
+
+def usable(folder: Path) -> Card | None:
+    try:
+        return verified(folder) if folder.exists() else None
+    except Damaged:
+        return None
+
+
+def aside(folder: Path) -> tuple[str, str]:
+    """(what is wrong with it, where it is now)."""
+    try:
+        verified(folder)
+    except Damaged as problem:
+        return str(problem), files.set_aside(folder).name
+    raise AssertionError("only what is damaged is set aside")
+
+
+def verified(folder: Path) -> Card:
+    """The card, after every file was compared with it. Raises Damaged; PermissionError says nothing about the content."""
+    try:
+        card = json.loads((folder / "card.json").read_text())
+        named = dict(card["sha256"])
+        if named.pop("card") != files.digest(card | {"sha256": named}):
+            raise Damaged("its card was changed")
+        for name, expected in named.items():
+            if Path(name).name != name or files.sha256(folder / name) != expected:
+                raise Damaged(f"the sha256 of {name} is not the one on its card")
+    except PermissionError:
+        raise
+    except FileNotFoundError as error:
+        raise Damaged(f"{Path(error.filename).name} is missing") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Damaged(str(error)) from error
+    return card | {"sha256": named}

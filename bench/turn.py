@@ -1,0 +1,123 @@
+"""One process at a time: a lock that saves doing work twice. No result is ever at stake (see `bench.files`).
+
+Two questions, asked without any clock but the asker's own:
+- Is the holder on this machine? The operating system's lock answers at once, and a dead process holds none.
+- Is it on another one, and the file system's locks end at the machine? Then it counts up in a file beside the lock; when
+  that count has stood still for `GRACE` seconds of the asker's own monotonic clock, the holder is taken for dead. One that
+  was only stalled goes on, and may do the work a second time; the first result stays.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from uuid import getnode
+
+from filelock import FileLock, Timeout
+
+from bench import faults, files
+
+log = logging.getLogger(__name__)
+
+BEAT = 15.0  # seconds between two counts
+GRACE = 150.0  # network file systems show a change after a minute at worst
+patient = True
+"""Whether to wait for others by default; a sweep that has other cells to run does not."""
+
+
+class Busy(Exception):
+    """Another process is at it, and waiting was not asked for."""
+
+
+def here() -> str:
+    """This machine since it was started: locks of the operating system hold within it."""
+    with suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{getnode():x}"
+
+
+@contextmanager
+def turn(target: Path, doing: str, wait: bool | None = None) -> Iterator[None]:
+    """Runs the block while no other process runs one for the same `target`; look there first, its work may be done.
+
+    `doing`: for the line that is shown while waiting, such as `training this model`. `wait`: see `patient`; raises Busy
+    if it is not to wait. The lock is a hidden file beside the target and stays there.
+    """
+    wait = patient if wait is None else wait
+    files.make_folder(target.parent)
+    beat = target.with_name(f".{target.name}.beat")
+    lock = FileLock(target.with_name(f".{target.name}.lock"))
+    clock = Patience(target, doing, wait)
+    while not lock.is_locked:
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            clock.wait(0.1)
+    stop = threading.Event()
+    try:
+        faults.hit("turn.locked")
+        elsewhere(beat, clock)
+        count(beat, 0)
+        thread = threading.Thread(target=keep_counting, args=(beat, stop), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+            beat.unlink(missing_ok=True)
+            faults.hit("turn.leaving")
+    finally:
+        lock.release()
+
+
+def elsewhere(beat: Path, clock: Patience) -> None:
+    """Returns when nobody on another machine counts in `beat`."""
+    last, since = None, time.monotonic()
+    while (now := read(beat)) is not None and now.split(" ")[0] != here():
+        if now != last:
+            last, since = now, time.monotonic()
+        elif time.monotonic() - since > GRACE:
+            log.warning("taking over %s: its holder on another machine has stood still for %d s", clock.target, GRACE)
+            return
+        clock.wait(min(1.0, GRACE / 10))
+
+
+def read(beat: Path) -> str | None:
+    try:
+        return beat.read_text()
+    except OSError:
+        return None
+
+
+def count(beat: Path, number: int) -> None:
+    files.write(beat, f"{here()} {number}", sync=False)
+
+
+def keep_counting(beat: Path, stop: threading.Event) -> None:
+    number = 0
+    while not stop.wait(BEAT):
+        number += 1
+        with suppress(OSError):  # a stalled share must not end the work
+            count(beat, number)
+
+
+class Patience:
+    """Waits, and says so after growing intervals."""
+
+    def __init__(self, target: Path, doing: str, wait: bool) -> None:
+        self.target, self.doing, self.willing = target, doing, wait
+        self.started, self.next = time.monotonic(), 0.0
+
+    def wait(self, seconds: float) -> None:
+        if not self.willing:
+            raise Busy(f"another process is {self.doing} ({self.target})")
+        waited = time.monotonic() - self.started
+        if waited >= self.next:
+            log.info("waiting: another process is %s, %s (%d s so far)", self.doing, self.target, waited)
+            self.next = max(10.0, 2 * waited)
+        time.sleep(seconds)
