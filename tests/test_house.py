@@ -21,6 +21,8 @@ ALLOWED = {  # module (or package) -> what of the project it may import; imports
     "bench.models": {"bench.errors"},
     "bench.zoo": {"bench.errors"},
     "bench.layers": {"bench.errors"},
+    "bench.flow": {"bench.errors"},
+    "bench.dense": {"bench.errors", "bench.files", "bench.flow"},
     "bench.pruning": {"bench.errors", "bench.layers"},
     "bench.tac": {"bench.layers"},
     "bench.plan": {"bench.errors"},
