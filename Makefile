@@ -23,7 +23,7 @@ run: $(STAMP)  ## the demo: 3 attacks x 4 defences x 3 seeds on the embedded dig
 	$(BIN)/python bench/run.py -m attack=badnets,blend,wanet defense=none,anp,rnp,clp seed=2,3,4 runs=$(RUNS)
 	@$(MAKE) --no-print-directory tables
 
-tables: $(STAMP)  ## tables of all finished cells, as Markdown here, and Markdown, CSV, LaTeX in runs/tables
+tables: $(STAMP)  ## tables of all finished cells, here and as Markdown, CSV and LaTeX in runs/tables
 	@$(BIN)/python -m analysis.tables --runs $(RUNS)
 
 plots: $(STAMP)  ## curves and trade-offs of all finished cells in runs/plots

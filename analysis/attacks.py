@@ -10,9 +10,8 @@ import pandas as pd
 
 from analysis import command, render
 from analysis.load import Problem, load
-from analysis.render import Entry, Grid, Table
+from analysis.render import Entry, Grid, Table, listed
 from analysis.sheets import Sheet, label, number, sheets
-from analysis.tables import listed
 
 COLUMNS = ["attack", "took", "poisoned", "ASR per seed", "ACC", "clean model's ACC", "ASR", "RA", "seconds"]
 
@@ -23,8 +22,7 @@ def table(sheet: Sheet) -> Table:
         f"{label(sheet.dataset)}, {label(sheet.model)}: the attacks",
         list(caption(sheet)),
         Grid([("", COLUMNS)], [r for r in rows if r], texts=4),
-        "",
-        None,
+        [],
         list(legend(sheet)),
     )
 

@@ -113,8 +113,8 @@ def draw_tradeoff(part: SubFigure, sheet: Sheet, points: pd.DataFrame, rule: str
             cell = sheet.cell(defense, attack)
             suffix = "before" if defense[0] == "none" else rule
             for took, inside in ((True, colour), (False, "none")):
-                rows = cell.rows[cell.rows["took"] == took]
-                at = rows[f"asr_{suffix}"], rows[f"acc_{suffix}"]
+                rows = [row for row in cell.rows if row["took"] == took]
+                at = [row[f"asr_{suffix}"] for row in rows], [row[f"acc_{suffix}"] for row in rows]
                 ax.plot(*at, marker, color=colour, markerfacecolor=inside, markersize=7, alpha=0.7, **EDGE)
         ax.set_title(fill(text(attack), 40), fontsize=9)
         ax.set_xlabel("ASR (%)")

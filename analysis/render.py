@@ -7,8 +7,8 @@ import io
 import os
 import re
 import uuid
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,11 +22,19 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Grid:
-    """`groups`: (heading, columns below it); an empty heading for columns that stand alone. `texts`: how many are no numbers."""
+    """`groups`: (heading, columns below it); an empty heading for columns that stand alone. `texts`: how many are no numbers.
+
+    `heads`: row -> what the rows from there on have in common; there is a rule above it.
+    """
 
     groups: Sequence[tuple[str, Sequence[str]]]
     rows: Sequence[Sequence[Entry]]
     texts: int
+    heads: Mapping[int, str] = field(default_factory=dict)
+
+    @property
+    def columns(self) -> list[str]:
+        return [f"{heading} {column}".strip() for heading, columns in self.groups for column in columns]
 
 
 @dataclass(frozen=True)
@@ -34,9 +42,12 @@ class Table:
     title: str
     caption: Sequence[str]
     grid: Grid
-    seeds_title: str
-    seeds: Grid | None  # a second grid below the first, under its own title
+    more: Sequence[tuple[str, Grid]]  # grids below the first, under their own titles
     notes: Sequence[str]
+
+
+def listed(values: Iterable[Any], by: str = ", ") -> str:
+    return by.join(map(str, values))
 
 
 def plain(text: str) -> str:
@@ -59,7 +70,8 @@ def markdown(tables: Sequence[Table], problems: Sequence[str]) -> str:
     parts = []
     for table in tables:
         parts += [f"### {md(table.title)}", " ".join(map(md, table.caption)), md_grid(table.grid)]
-        parts += [f"{md(table.seeds_title)}:", md_grid(table.seeds)] if table.seeds else []
+        for title, grid in table.more:
+            parts += [f"{md(title)}:", md_grid(grid)]
         parts += ["\n".join(f"- {md(note)}" for note in table.notes)] if table.notes else []
     if problems:
         parts += ["### Problems", "\n".join(f"- {md(problem)}" for problem in problems)]
@@ -68,8 +80,12 @@ def markdown(tables: Sequence[Table], problems: Sequence[str]) -> str:
 
 def md_grid(grid: Grid) -> str:
     """Columns are padded, so that the text is readable as it is."""
-    head = [md(f"{heading} {column}".strip()) for heading, columns in grid.groups for column in columns]
-    body = [[MD_STYLES[e.style].format(md(e.text)) if e.text else "" for e in row] for row in grid.rows]
+    head = [md(column) for column in grid.columns]
+    body = []
+    for i, row in enumerate(grid.rows):
+        if grid.heads.get(i):
+            body.append([f"_{md(grid.heads[i])}:_", *[""] * (len(row) - 1)])
+        body.append([MD_STYLES[e.style].format(md(e.text)) if e.text else "" for e in row])
     widths = [max(3, *(len(row[i]) for row in [head, *body])) for i in range(len(head))]
     right = [i >= grid.texts for i in range(len(head))]
     lines = [[c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True)] for row in body]
@@ -104,8 +120,8 @@ def latex(tables: Sequence[Table]) -> str:
         label = re.sub(r"[^a-z0-9]+", "-", table.title.lower()).strip("-")
         lines += [r"\begin{table}", r"\centering\small", rf"\caption{{{' '.join(map(tex, table.caption))}}}"]
         lines += [rf"\label{{tab:{label}}}\par\medskip", *tex_grid(table.grid)]
-        if table.seeds:
-            lines += [r"\par\medskip", rf"{tex(table.seeds_title)}:\par\smallskip", *tex_grid(table.seeds)]
+        for title, grid in table.more:
+            lines += [r"\par\medskip", rf"{tex(title)}:\par\smallskip", *tex_grid(grid)]
         lines += [rf"\par\smallskip\raggedright\footnotesize {tex(note)}" for note in table.notes]
         lines += [r"\end{table}", ""]
     return "\n".join(lines)
@@ -121,7 +137,12 @@ def tex_grid(grid: Grid) -> list[str]:
         first += len(columns)
     above = [" & ".join(top) + r" \\", " ".join(rules)] if rules else []
     head = " & ".join(tex(column) for _, columns in grid.groups for column in columns) + r" \\"
-    body = [" & ".join(TEX_STYLES[e.style].format(tex_number(e.text)) for e in row) + r" \\" for row in grid.rows]
+    body = []
+    for i, row in enumerate(grid.rows):
+        if i in grid.heads:
+            body += [r"\midrule"] if i else []
+            body += [rf"\multicolumn{{{count}}}{{l}}{{\textit{{{tex(grid.heads[i])}}}}} \\"] if grid.heads[i] else []
+        body.append(" & ".join(TEX_STYLES[e.style].format(tex_number(e.text)) for e in row) + r" \\")
     columns = "l" * grid.texts + "r" * (count - grid.texts)
     lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", *above, head, r"\midrule", *body, r"\bottomrule"]
     return [FITTED, *lines, r"\end{tabular}}"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ LIMIT = 1 << 20  # bytes
 RECORD_LIMIT = 1 << 16  # a real record has 4,000, and 10,000 are held in memory
 AXES = ("dataset", "model", "attack", "defense")
 METRICS = ("acc", "asr", "ra")
+UNKNOWN = "unknown"
+"""The attack of a stranger's model: its trigger is unknown, so its ASR, RA and DER are null."""
+RELEARN = re.compile(r"relearn_(?:(acc|asr|ra)_(\w+)|(\w+)_(acc|asr|ra))")
 
 
 def read_text(path: Path, limit: int = LIMIT) -> str:
@@ -34,15 +38,25 @@ def read_record(path: Path) -> dict[str, Any]:
     record = json.loads(read_text(path, RECORD_LIMIT), parse_constant=refuse)
     if not isinstance(record, dict) or record.get("schema") != SCHEMA:
         raise ValueError(f"its schema is not {SCHEMA}")
+    unknown = record.get("attack") == UNKNOWN
     for key, fits in NEEDED.items():
         if key not in record:
             raise ValueError(f"{key} is missing")
-        if not fits(record[key]):
+        if not fits(record[key]) and not (unknown and record[key] is None and key.startswith(BY_TRIGGER)):
             raise ValueError(f"{key} is {str(record[key])[:40]!r}")
-    for key, fits in OPTIONAL.items():
-        if record.get(key) is not None and not fits(record[key]):
-            raise ValueError(f"{key} is {str(record[key])[:40]!r}")
+    for key, value in record.items():
+        check = is_percent if relearn_name(key) else OPTIONAL.get(key)
+        if check is not None and value is not None and not check(value):
+            raise ValueError(f"{key} is {str(value)[:40]!r}")
     return record
+
+
+def relearn_name(key: str) -> str:
+    """`relearn_asr_10` -> `relearn 10 ASR`; nothing for any other column."""
+    if not (found := RELEARN.fullmatch(key)):
+        return ""
+    before, what, other, after = found.groups()
+    return f"relearn {(what or other).replace('_', ' ')} {(before or after).upper()}"
 
 
 def is_name(value: Any) -> bool:
@@ -71,6 +85,7 @@ def needed() -> Iterator[tuple[str, Callable[[Any], bool]]]:
         yield f"pruned_{rule}", is_count
 
 
+BY_TRIGGER = ("asr_", "ra_", "der_", "triggered")
 NEEDED = dict(needed())
 """The columns that tables and plots read, and what each must be."""
 
@@ -84,5 +99,7 @@ OPTIONAL: dict[str, Callable[[Any], bool]] = {
     "cover": is_count,
     "device": is_name,
     "threads": is_count,
+    "channels": is_count,
+    "peak_memory_mib": is_amount,
 }
 """Columns that a record may lack (or hold null for), as one of an earlier version of the bench does."""

@@ -32,11 +32,13 @@ def read_settings(path: Path) -> dict[str, str]:
 
 def split(text: str) -> Iterator[dict[str, str]]:
     """Part by part, each with a cell's own words read once: a sweep's configs are made of the same few parts."""
+    parts = [part for part in PART.split(text) if part.strip()]
     try:
-        parts = [read_part(part) for part in PART.split(text) if part.strip()]
-    except (ValueError, yaml.YAMLError, RecursionError):
-        parts = [read_part(text)]  # not a plain list of parts: as a whole, or not at all
-    yield from parts
+        yield from [read_part(part) for part in parts]
+    except (ValueError, RecursionError):
+        if len(parts) < 2:
+            raise
+        yield read_part(text)  # not a plain list of parts: as a whole, or not at all
 
 
 @functools.lru_cache(maxsize=4096)

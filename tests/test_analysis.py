@@ -317,7 +317,7 @@ def test_hostile_names_stay_text(runs):
     texts = made(runs)
     lines = [line for line in texts["table.md"].splitlines() if line.startswith("|")]
     widths = {len(re.split(r"(?<!\\)(?:\\\\)*\|", line)) for line in lines}
-    assert widths == {19, 6}  # the table and the seeds: no column more
+    assert widths == {20, 6}  # the table and the seeds: no column more
     assert "\x1b" not in "".join(texts.values())
     assert "<b>" not in texts["table.md"].replace(r"\<b\>", "")
     assert {r["defense"][0] for r in csv.DictReader(io.StringIO(texts["table.csv"]))} == {"n", "c", "'"}

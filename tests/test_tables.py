@@ -1,0 +1,145 @@
+"""The tables for a paper: kinds of defences, what stands in columns beside the metrics, TeX, and the terminal."""
+
+import csv
+import io
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from rich.cells import cell_len
+from rich.console import Console
+from test_analysis import GOLDEN, HOSTILE, cells, change, made, runs, table, tidy  # noqa: F401 - runs is a fixture
+
+from analysis import tables, terminal
+
+PAPER = r"""\documentclass{article}
+\usepackage{booktabs,graphicx}
+\begin{document}
+\input{table}
+\end{document}
+"""
+
+
+def copy(runs: Path, defense: str, name: str, **values) -> None:  # noqa: F811
+    for folder in cells(runs, defense=defense):
+        new = folder.parent.with_name(name) / folder.name
+        shutil.copytree(folder, new)
+        change(new, defense=name, **values)
+
+
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="no TeX engine: apt-get install texlive-latex-recommended")
+@pytest.mark.parametrize("by", ["defenses", "attacks"])
+def test_latex_compiles(runs, tmp_path_factory, by):  # noqa: F811
+    copy(runs, "rnp", "hostile", channels=None)
+    for folder in cells(runs, defense="hostile"):
+        change(folder, defense=HOSTILE, needs=HOSTILE)
+    (cells(runs, "blend", "clp", 3)[0] / "record.json").write_text("{")
+    out = tmp_path_factory.mktemp("paper")
+    (out / "paper.tex").write_text(PAPER)
+    (out / "table.tex").write_text(tables.make(runs, "all", by)[0]["table.tex"])
+    command = ["pdflatex", "-no-shell-escape", "-interaction=nonstopmode", "-halt-on-error", "paper.tex"]
+    done = subprocess.run(command, cwd=out, capture_output=True, text=True, errors="replace")
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert (out / "paper.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_rows_are_grouped_by_kind_and_what_cheats_is_last(runs):  # noqa: F811
+    assert "_pruning:_" not in made(runs)["table.md"]  # one kind needs no heading
+    for name in ("ft", "ibau"):
+        copy(runs, "rnp", name, channels=None)
+    copy(runs, "clp", "random", needs="nothing")
+    copy(runs, "clp", "oracle", needs="trigger")
+    names = list(table(made(runs)["table.md"]))
+    assert names == ["none", "_repair:_", "ft", "ibau", "_pruning:_", "clp", "rnp", "_controls:_", "random", "oracle"]
+    assert made(runs)["table.tex"].count(r"\textit{pruning}") == 2  # the table and the seeds below it
+
+
+def test_attacks_can_be_the_rows(runs):  # noqa: F811
+    text = tables.make(runs, "clean_drop", "attacks")[0]["table.md"]
+    found, by_defense = table(text), table(made(runs)["table.md"])
+    assert list(found) == ["badnets", "blend", "none", "average"]
+    for defense, row in by_defense.items():
+        for column in ("ACC", "ASR", "RA"):
+            assert all(found[attack][f"{defense} {column}"] == row[f"{attack} {column}"] for attack in found)
+    assert "| rnp     | clean images |  2 of 2 | 90.4 |" in text
+
+
+def test_without_the_defence_none_the_models_are_still_shown_as_they_came(runs):  # noqa: F811
+    whole = table(made(runs)["table.md"])["none"]
+    shutil.rmtree(runs / "digits" / "vgg5" / "badnets" / "none")
+    shutil.rmtree(runs / "digits" / "vgg5" / "blend" / "none")
+    shutil.rmtree(runs / "digits" / "vgg5" / "none" / "none")
+    found = table(made(runs)["table.md"])
+    assert list(found) == ["before", "clp", "rnp"]
+    for column in ("badnets ACC", "blend ASR", "none RA", "average ASR"):
+        assert found["before"][column] == whole[column]
+    assert (found["before"]["DER"], found["before"]["seconds"]) == ("–", "–")
+
+
+def test_a_strangers_model_has_unknown_asr_and_is_in_no_average(runs):  # noqa: F811
+    average = {d: row["average ACC"] for d, row in table(made(runs)["table.md"]).items()}
+    nothing = {f"{m}_{at}": None for m in ("asr", "ra") for at in ("before", "fixed", "clean_drop", "oracle")}
+    nothing |= {f"der_{rule}": None for rule in ("fixed", "clean_drop", "oracle")}
+    for folder in cells(runs, "none"):
+        new = runs / "digits" / "vgg5" / "unknown" / folder.parent.name / folder.name
+        shutil.copytree(folder, new)
+        change(new, attack="unknown", took=None, triggered=0, **nothing)
+    texts = made(runs, "clean_drop")
+    found = table(texts["table.md"])
+    assert {found["rnp"][f"unknown {m}"] for m in ("ASR", "RA")} == {"unknown"}
+    assert found["rnp"]["unknown ACC"] == found["rnp"]["none ACC"]
+    assert {d: row["average ACC"] for d, row in found.items()} == average
+    assert (found["rnp"]["attacks"], tidy(texts["table.csv"])["unknown", "rnp"]["took"]) == ("2 of 2", "unknown")
+    assert "Column unknown: models whose trigger nobody knows" in texts["table.md"]
+    change(cells(runs, "blend", "rnp", 2)[0], asr_clean_drop=None)  # of a known attack it must be known
+    assert table(made(runs)["table.md"])["rnp"]["blend ASR"] == "32.4"
+
+
+def test_relearning_is_a_column_where_it_was_measured(runs):  # noqa: F811
+    assert "relearn" not in made(runs)["table.md"]
+    for folder in cells(runs, defense="rnp"):
+        change(folder, relearn_asr_10=40.0 if "badnets" in str(folder) else 50.0)
+    texts = made(runs)
+    found = table(texts["table.md"])
+    assert (found["rnp"]["relearn 10 ASR"], found["clp"]["relearn 10 ASR"]) == ("45.0", "–")
+    assert tidy(texts["table.csv"])["blend", "rnp"]["relearn_asr_10_mean"] == "50.0000"
+    change(cells(runs, "blend", "rnp", 2)[0], relearn_asr_10=400)
+    assert "relearn_asr_10 is '400'" in made(runs)["table.md"]
+
+
+def test_before_and_after_stand_in_the_csv(runs):  # noqa: F811
+    row = tidy(made(runs)["table.csv"])["blend", "clp"]
+    assert (row["asr_before_mean"], row["asr_mean"]) == ("100.0000", "0.0000")
+    assert len({len(row) for row in csv.reader(io.StringIO(made(runs, "all")["table.csv"]))}) == 1
+
+
+@pytest.mark.parametrize("width", [60, 100, 250])
+def test_the_view_in_the_terminal_has_every_number_and_fits(width):
+    _, found, _ = tables.build(GOLDEN, "clean_drop", "defenses")
+    out = io.StringIO()
+    terminal.show(found, Console(file=out, width=width))
+    text = out.getvalue()
+    assert max(map(cell_len, text.splitlines())) <= width
+    for row in found[0].grid.rows:
+        for entry in row:
+            assert entry.text in text
+    heads = [line for line in text.splitlines() if line.startswith(" defence ")]
+    assert len(heads) == {60: 7, 100: 4, 250: 2}[width]  # pieces, and the seeds
+
+
+def test_hostile_names_do_nothing_to_the_terminal(runs):  # noqa: F811
+    for folder in cells(runs, defense="rnp"):
+        change(folder, defense="[red]x[/red][/] \x1b[31m")
+    out = io.StringIO()
+    terminal.show(tables.build(runs, "clean_drop", "defenses")[1], Console(file=out, width=300))
+    assert "[red]x[/red][/] ?[31m" in out.getvalue()
+    assert "\x1b" not in out.getvalue()
+
+
+def test_markdown_is_printed_into_a_file_and_the_view_when_asked(runs, capsys):  # noqa: F811
+    assert tables.main(["--runs", str(runs)]) == 0
+    assert capsys.readouterr().out.startswith("### digits")
+    assert tables.main(["--runs", str(runs), "--show", "terminal"]) == 0
+    assert re.match(r"─+ digits, vgg5: clean_drop ─+", capsys.readouterr().out)
