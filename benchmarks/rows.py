@@ -12,10 +12,15 @@ from benchmarks.setting import Setting
 
 @dataclass(frozen=True)
 class Goal:
-    """At least `ratio` times as fast as published, of that variant."""
+    """At least so many times as fast as published, of that variant; or at least so much of a `fact` that the check finds."""
 
     variant: str
-    ratio: float
+    least: float
+    fact: str = "ratio"
+
+
+Findings = str | tuple[str, Mapping[str, float]]
+"""What was compared, in a sentence, and numbers that came of it."""
 
 
 @dataclass
@@ -28,7 +33,7 @@ class Row:
     title: str
     work: str
     variants: Mapping[str, Work]
-    check: Callable[[Mapping[str, Any]], str]
+    check: Callable[[Mapping[str, Any]], Findings]
     goals: tuple[Goal, ...] = ()
     bound: str = ""
     warm_up: bool = True
@@ -52,14 +57,18 @@ def measure(name: str, setting: Setting) -> dict[str, Any]:
     times, results = interleave(
         made.variants, made.repeats or setting.size.repeats, made.warm_up, setting.size.patience
     )
+    facts: Mapping[str, float] = {}
     try:
-        agreed, sentence = True, made.check(results)
+        agreed, found = True, made.check(results)
+        sentence, facts = (found, {}) if isinstance(found, str) else found
     except AssertionError as error:
         agreed, sentence = False, str(error)
-    return record(made, times) | {"name": name, "agrees": agreed, "agreement": sentence, "load": [before, load()]}
+    about = {"name": name, "agrees": agreed, "agreement": sentence, "load": [before, load()]}
+    return about | record(made, times, facts)
 
 
-def record(made: Row, times: Mapping[str, Times]) -> dict[str, Any]:
+def record(made: Row, times: Mapping[str, Times], facts: Mapping[str, float]) -> dict[str, Any]:
+    """As plain data. A goal whose fact could not be found, because outputs disagree, is missed."""
     first = next(iter(made.variants))
     ratios = {name: Ratio.of(times[first], t) for name, t in times.items() if name != first}
     return {
@@ -68,8 +77,10 @@ def record(made: Row, times: Mapping[str, Times]) -> dict[str, Any]:
         "times": {name: t.plain() for name, t in times.items()},
         "rates": {name: {u: float(f"{n / t.median:.4g}") for u, n in made.units.items()} for name, t in times.items()},
         "ratios": {name: ratio.plain() for name, ratio in ratios.items()},
+        "facts": {name: float(f"{value:.4g}") for name, value in facts.items()},
         "goals": [
-            {"variant": g.variant, "ratio": g.ratio, "met": ratios[g.variant].median >= g.ratio} for g in made.goals
+            vars(g) | {"met": (ratios[g.variant].median if g.fact == "ratio" else facts.get(g.fact, 0.0)) >= g.least}
+            for g in made.goals
         ],
         "bound": made.bound,
     }

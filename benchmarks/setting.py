@@ -32,12 +32,14 @@ class Size:
     mix: int = 500  # images of EP, BNP
     batch: int = 128  # of training and mask search
     iterations: int = 2  # of ANP, timed at once
-    search: int = 40  # iterations of the masks that are compared at the end (on the small network)
+    search: int = 120  # iterations of the masks that are compared at the end (on the small network)
     tested: int = 512  # clean test images of the evaluation row
     poisoned: int = 1800
     loaded: int = 5000
-    tune: int = 250  # RNP: half of the paper's images, and half of its test set
-    examined: int = 5000
+    tune: int = 125  # RNP: a quarter of the paper's images, and of its test set
+    examined: int = 2500
+    unlearned: int = 21  # epochs at most
+    recovered: int = 20
     trained: int = (
         8  # iterations that the large network is trained for, so that its statistics are not the initial ones
     )
@@ -49,7 +51,9 @@ class Size:
         return self.name != "full"
 
 
-QUICK = Size("quick", 16, 16, 64, 32, 2, 6, 96, 64, 256, 64, 256, 4, 2, 3.0)
+QUICK = Size("quick", width=16, pixels=16, mix=64, batch=32, search=4, tested=96, poisoned=64, loaded=256, tune=64,
+             examined=120, unlearned=3, recovered=8, trained=4, repeats=1, patience=3.0)  # fmt: skip
+"""What a test can afford; says nothing of speed."""
 
 
 class Setting:
@@ -115,6 +119,10 @@ class Setting:
         )
         fit(net, poisoned, plan, seed=0, augment=self.small_data.augment)
         return net.to(memory_format=torch.contiguous_format)
+
+    @cached_property
+    def small_trigger(self) -> Trigger:
+        return BadNets(self.small_data.shape, 10, 0.1).trigger
 
     @cached_property
     def small_test(self) -> Dataset:
