@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint tables plots gallery bench docs-attacks docs-defenses clean
+.PHONY: help setup run test lint tables plots gallery bench docs-attacks docs-defenses dashboard clean
 
 help:  ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ gallery: $(STAMP)  ## what each stored attack does to images, in runs/gallery
 
 bench: $(STAMP)  ## speed against the official procedures, ten minutes on two quiet cores; ROWS=clp,ep for some of it
 	@$(BIN)/python -m benchmarks $(if $(ROWS),--only $(ROWS))
+
+dashboard: $(STAMP)  ## a W&B workspace and report for runs of tracker=wandb, saved when logged in, else in runs/dashboards
+	@$(BIN)/python -m analysis.dashboard --runs $(RUNS)
 
 docs-attacks: $(STAMP)  ## train every attack on the embedded digits (ten minutes on one core) and write docs/attacks.md
 	$(BIN)/python bench/run.py -m 'attack=glob(*)' defense=none seed=2,3,4 threads=1 runs=$(RUNS)/docs-attacks

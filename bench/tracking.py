@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import netrc
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from analysis.login import logged_in
 from bench.errors import UserError, nearest
 
 log = logging.getLogger(__name__)
@@ -190,14 +190,3 @@ def histograms(config: Mapping[str, Any], scores: Mapping[str, Any] | None) -> d
     values = values[np.isfinite(values)]
     rule = str(config.get("defense", {}).get("rule", {}).get("_target_", ""))
     return {"scores": values} | ({"masks": 1 - values} if rule.endswith(".MaskBelow") else {})
-
-
-def logged_in() -> bool:
-    """Whether W&B has a key for its server, found as W&B finds it but without asking anybody."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").split("//")[-1].split("/")[0]
-    try:
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False

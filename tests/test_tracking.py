@@ -10,9 +10,10 @@ import pytest
 import torch
 import wandb
 
+from analysis.login import logged_in
 from bench.board import TensorBoard
 from bench.errors import UserError
-from bench.tracking import NoTracker, Wandb, logged_in
+from bench.tracking import NoTracker, Wandb
 
 RECORD = {"dataset": "digits", "model": "vgg5", "attack": "blend", "defense": "anp", "seed": 2, "acc": 97.5, "asr": 0.5}
 RECORD |= {"acc_before": 99.5, "asr_before": 100.0, "seconds": 1.25, "at": None}
