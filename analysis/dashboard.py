@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace
 
 BEFORE_AFTER = ("asr_before", "asr", "acc_before", "acc", "ra")
+PLAIN = re.compile(r"[\w.-]+")  # filters are sentences that wandb-workspaces parses: other names are left to the table
 COST = ("seconds", "seconds_curve", "peak_memory_mib")
 
 
@@ -119,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     frame, _ = load(options.runs)
     if not len(frame):
         return command.no_cell(options.runs)
-    attacks = sorted(set(frame["attack"]), key=lambda name: (name == "none", name))
+    attacks = sorted(filter(PLAIN.fullmatch, set(frame["attack"])), key=lambda name: (name == "none", name))
     markdown = tables.make(options.runs, "clean_drop")[0]["table.md"]
     online = logged_in() and not options.offline
     entity = options.entity or os.environ.get("WANDB_ENTITY") or (own_entity() if online else "")

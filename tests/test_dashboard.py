@@ -1,6 +1,7 @@
 """W&B's workspace and report as code: what would be saved, built from the golden runs, and what a server's refusal does."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,18 @@ def test_saved_when_logged_in_and_a_refusal_is_one_sentence(tmp_path, capsys, mo
     monkeypatch.setattr(Workspace, "save", refused)
     assert dashboard.main(call) == 1
     assert "W&B did not save it (ValueError: permission denied)" in capsys.readouterr().err
+
+
+def test_a_hostile_name_is_no_filter(tmp_path):
+    """wandb-workspaces parses filters as text."""
+    shutil.copytree(GOLDEN / "digits", tmp_path / "runs" / "digits")
+    for path in (tmp_path / "runs").glob("digits/*/blend/*/*/record.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"attack": "it's"}))
+    assert dashboard.main(["--runs", str(tmp_path / "runs")]) == 0
+    spec = json.loads((tmp_path / "runs" / "dashboards" / "report.json").read_text())
+    values = [f["value"] for b in spec["spec"]["blocks"] for r in b.get("metadata", {}).get("runSets", [])
+              for f in r["filters"]["filters"]]  # fmt: skip
+    assert values == ["badnets", "none"]
 
 
 def test_no_cell_is_said(tmp_path, capsys):
