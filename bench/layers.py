@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -32,17 +32,21 @@ def channel_norms(model: nn.Module, method: str = "this method") -> dict[str, No
     LayerNorm over more than one axis has a weight per place, not per channel, and is left out. Raises UserError if there
     are none.
     """
-    found = {
-        name: m
-        for name, m in model.named_modules()
-        if isinstance(m, nn.BatchNorm2d | nn.LayerNorm) and m.weight is not None and m.weight.ndim == 1
-    }
+    found = {name: m for name, m in model.named_modules() if _by_channel(m)}
     if not found:
         raise UserError(
             f"{method} works on BatchNorm2d and LayerNorm layers with a weight per channel, and this "
             f"{type(model).__name__} has no BatchNorm2d and no such LayerNorm."
         )
     return found
+
+
+def has_channel_norms(model: nn.Module) -> bool:
+    return any(_by_channel(module) for module in model.modules())
+
+
+def _by_channel(module: nn.Module) -> TypeGuard[Norm]:
+    return isinstance(module, nn.BatchNorm2d | nn.LayerNorm) and module.weight is not None and module.weight.ndim == 1
 
 
 def by_channel(layer: Norm, x: Tensor) -> Tensor:

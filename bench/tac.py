@@ -9,11 +9,52 @@ BatchNorms so, sums absolute values instead: the L1 norm.)
 from __future__ import annotations
 
 import copy
+import csv
+import io
+import logging
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from bench.layers import by_channel, channel_norms
+from bench import files
+from bench.attacks.base import Backdoor
+from bench.data import ImageSet
+from bench.layers import by_channel, channel_norms, has_channel_norms
+from bench.training import to_unit
+
+log = logging.getLogger(__name__)
+
+IMAGES = 1000
+"""Test images that the change is averaged over, at most: evenly spaced among those that count for ASR."""
+
+
+def leave(path: Path, backdoor: Backdoor, test: ImageSet) -> None:
+    """Writes the CSV `path` (layer, channel, tac) unless it is there; it is never replaced.
+
+    Nothing is written where there is nothing to compare: no trigger, or no layer with a weight per channel.
+    """
+    if path.exists() or not has_channel_norms(backdoor.model):
+        return
+    index = backdoor.trigger.chosen(test).nonzero().flatten()
+    index = index[:: max(1, -(-len(index) // IMAGES))]
+    clean, triggered = test.x[index], backdoor.trigger.stamp(test.x[index])
+    if triggered.equal(clean):
+        return
+    change: dict[str, Tensor] = {}
+    for one, other in zip(
+        clean.split(256), triggered.split(256), strict=True
+    ):  # as floats they take four times the room
+        for name, part in trigger_activated_change(backdoor.model, to_unit(one), to_unit(other)).items():
+            change[name] = change.get(name, 0) + part.double() * len(one) / len(index)
+    out = io.StringIO()
+    rows = csv.writer(out, lineterminator="\n")
+    rows.writerow(("layer", "channel", "tac"))
+    rows.writerows((layer, i, value) for layer, values in change.items() for i, value in enumerate(values.tolist()))
+    try:
+        files.publish(path, out.getvalue())
+    except OSError as error:  # a shelf of models may be there to be read only, and no result hangs on this
+        log.warning("%s was not written: %s.", path, error.strerror)
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bench import config, machine, store
+from bench import config, machine, store, tac
 from bench.attacks.base import Attack, Backdoor, Lab
 from bench.attacks.none import NoAttack
 from bench.data import Dataset, stream
@@ -63,4 +63,7 @@ class Bench:
             new.samples = {"original": data.test.x[first], "triggered": exam.triggered.x[:SAMPLES]}
             return {"metrics": vars(evaluate(new.model, exam)), "poison": facts, "made": made, "from": material}
 
-        return store.load_or_make(store.folder_for(settings["runs"], names, material), blank, train)
+        folder = store.folder_for(settings["runs"], names, material)
+        made = store.load_or_make(folder, blank, train)
+        tac.leave(folder / "tac.csv", made, data.test)
+        return made

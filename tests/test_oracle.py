@@ -14,12 +14,12 @@ from torch.nn import functional as F
 from analysis import plots, tables
 from analysis.load import load
 from bench import cli
-from bench.attacks.base import Trigger
+from bench.attacks.base import Backdoor, Trigger
 from bench.data import Augment, Defender, ImageSet
 from bench.defenses.oracle import Oracle
 from bench.errors import UserError
 from bench.pruning import Sweep, ZScore
-from bench.tac import trigger_activated_change
+from bench.tac import leave, trigger_activated_change
 
 PRUNING = {"rule": ZScore(3.0), "sweep": Sweep("at", (3.0,)), "zeroes": ["weight"]}
 
@@ -68,6 +68,24 @@ def by_hand(model, clean, triggered):
             for k in range(len(sums[layer])):
                 sums[layer][k] += (maps[0][layer][k] - maps[1][layer][k]).square().sum().sqrt()
     return {layer: total / len(clean) for layer, total in sums.items()}
+
+
+def test_the_change_is_left_beside_the_model_once(tmp_path):
+    """Of all channels, over the test images that count for ASR; nothing without a trigger or without normalisation layers."""
+    model, test, path = network(), images(600), tmp_path / "tac.csv"
+    leave(path, Backdoor(model, White(3, target=1)), test)
+    some = test.x[test.y != 1]
+    wanted = trigger_activated_change(model, some / 255, White(3, target=1).stamp(some) / 255)
+    rows = [line.split(",") for line in path.read_text().splitlines()]
+    assert rows[0] == ["layer", "channel", "tac"]
+    assert [(layer, int(i)) for layer, i, _ in rows[1:]] == [(n, i) for n, v in wanted.items() for i in range(len(v))]
+    assert [float(value) for *_, value in rows[1:]] == pytest.approx(torch.cat([*wanted.values()]).tolist(), rel=1e-5)
+    written = path.read_text()
+    leave(path, Backdoor(network(), White(3, target=2)), test)
+    assert path.read_text() == written
+    leave(tmp_path / "none.csv", Backdoor(model, Trigger(3, target=1)), test)
+    leave(tmp_path / "none.csv", Backdoor(nn.Conv2d(1, 3, 3), White(3, target=1)), test)
+    assert not (tmp_path / "none.csv").exists()
 
 
 def test_trigger_activated_change_is_that_of_the_paper():
