@@ -26,7 +26,7 @@ run: $(STAMP)  ## the demo: 3 attacks x 4 defences x 3 seeds on the embedded dig
 tables: $(STAMP)  ## tables of all finished cells, here and as Markdown, CSV and LaTeX in runs/tables
 	@$(BIN)/python -m analysis.tables --runs $(RUNS)
 
-plots: $(STAMP)  ## curves and trade-offs of all finished cells in runs/plots
+plots: $(STAMP)  ## curves, trade-offs, heat map, layers, cost and ranks of all finished cells in runs/plots
 	@$(BIN)/python -m analysis.plots --runs $(RUNS)
 
 gallery: $(STAMP)  ## what each stored attack does to images, in runs/gallery

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pandas as pd
 from analysis import schema
 from analysis.index import Index
 from analysis.load import Problem, reason
+from analysis.operating_point import SENTENCES
 from analysis.schema import AXES, read_text
 
 COLUMNS = ("at", "pruned", "acc", "asr", "ra")
@@ -26,18 +27,37 @@ def curves(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[Problem]]:
     Columns: `at` (the threshold, in the defence's own unit; NaN where there is none), `pruned` (channels), `acc`, `asr`,
     `ra` (percent; `ra` and `asr` NaN where the record does not know them).
     """
-    problems, points, lengths = [], [], []
-    with Index(root_of(frame), "curves", (__file__, schema.__file__)) as index:
+    rows, lengths, problems = every(frame, "curve.csv", read_curve)
+    return beside(frame, pd.DataFrame(rows, columns=list(COLUMNS), dtype=float), lengths), problems
+
+
+def layers(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[Problem]]:
+    """How many channels of each layer are pruned at each rule's operating point: the layers.csv of those cells, as `curves`.
+
+    Columns: `layer`, `channels`, and a count for each rule. Cells without the file (no pruner, or an older record) have none.
+    """
+    rows, lengths, problems = every(frame, "layers.csv", read_layers)
+    return beside(frame, pd.DataFrame(rows, columns=["layer", "channels", *SENTENCES]), lengths), problems
+
+
+def every(frame: pd.DataFrame, name: str, read: Callable[[Path], Any]) -> tuple[list[Any], list[int], list[Problem]]:
+    """The rows of all cells' files of that name, how many are each cell's, and what could not be read."""
+    problems, rows, lengths = [], [], []
+    with Index(root_of(frame), Path(name).stem, (__file__, schema.__file__)) as index:
         for folder, where in zip(frame.get("folder", ()), frame.get("where", ()), strict=True):
-            file = f"{folder}/curve.csv"
-            found, wrong = index.get(where, [file], read_curve, Path(file))
+            file = f"{folder}/{name}"
+            found, wrong = index.get(where, [file], read, Path(file))
             if wrong:
-                problems.append(Problem("other", f"{where}/curve.csv", f"not drawn: {wrong}"))
-            points += found
+                problems.append(Problem("other", f"{where}/{name}", f"not drawn: {wrong}"))
+            rows += found
             lengths.append(len(found))
-    numbers = pd.DataFrame(points, columns=list(COLUMNS), dtype=float)
+    return rows, lengths, problems
+
+
+def beside(frame: pd.DataFrame, numbers: pd.DataFrame, lengths: Sequence[int]) -> pd.DataFrame:
+    """The numbers, each with its cell's names."""
     names = frame.reindex(columns=NAMES)
-    return pd.concat([numbers, names.loc[names.index.repeat(lengths)].reset_index(drop=True)], axis=1), problems
+    return pd.concat([numbers, names.loc[names.index.repeat(lengths)].reset_index(drop=True)], axis=1)
 
 
 def root_of(frame: pd.DataFrame) -> Path:
@@ -61,6 +81,23 @@ def read_curve(path: Path) -> tuple[list[list[float | None]], str]:
     except (OSError, ValueError, IndexError, csv.Error) as error:
         return [], reason(error)
     return points, ""
+
+
+def read_layers(path: Path) -> tuple[list[list[Any]], str]:
+    """Rows of layer, channels and a count per rule."""
+    columns = ("layer", "channels", *SENTENCES)
+    try:
+        rows = list(csv.DictReader(read_text(path).splitlines()))
+        found: list[list[Any]] = [[row["layer"], *(int(row[c]) for c in columns[1:])] for row in rows]
+        if not all(0 <= count <= channels <= COUNT for _, channels, *counts in found for count in counts):
+            raise ValueError("it holds something else than counts of channels")
+    except FileNotFoundError:
+        return [], ""
+    except KeyError as error:
+        return [], f"its column {error} is missing"
+    except (OSError, ValueError, TypeError, csv.Error) as error:
+        return [], reason(error)
+    return found, ""
 
 
 def number(text: str) -> float | None:

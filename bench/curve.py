@@ -21,7 +21,7 @@ def trace(
     stop: float | None,
     keep: Callable[[list[dict[str, Any]], Candidate], None] | None = None,
 ) -> list[dict[str, Any]]:
-    """The defence's curve, from few to many pruned channels.
+    """The defence's curve, from few to many pruned channels: rows of COLUMNS, and `layers`: name -> (channels, pruned).
 
     `select_before`: accuracy on `select` before the defence. Points after the first one that loses more than `stop`
     points there are passed over (None: none are), but never the paper's own point. `keep` is called with the rows so far
@@ -43,4 +43,5 @@ def trace(
 
 def _row(candidate: Candidate, select_acc: float, m: Metrics) -> dict[str, Any]:
     values = (candidate.at, candidate.pruned, int(candidate.fixed), select_acc, m.acc, m.asr, m.ra)
-    return dict(zip(COLUMNS, (*values, m.right, m.hit, m.robust), strict=True))
+    layers = {layer: (len(gone), int(gone.sum())) for layer, gone in (candidate.mask or {}).items()}
+    return dict(zip(COLUMNS, (*values, m.right, m.hit, m.robust), strict=True)) | {"layers": layers}

@@ -1,4 +1,5 @@
-"""What a finished cell leaves in its folder: record.json (written last: its presence means done), curve.csv, scores.csv."""
+"""What a finished cell leaves in its folder: record.json (written last: its presence means done), curve.csv, and of
+pruners scores.csv and layers.csv."""
 
 from __future__ import annotations
 
@@ -65,9 +66,21 @@ def write(folder: Path, record: dict[str, Any], curve: Sequence[Mapping[str, Any
     if scores is not None:
         rows = ([layer, i, v] for layer, values in scores.items() for i, v in enumerate(values.tolist()))
         files.write(folder / "scores.csv", table(("layer", "channel", "score"), rows))
+        files.write(folder / "layers.csv", table(("layer", "channels", *SENTENCES), layers(record, curve)))
     flat = {"schema": SCHEMA, "protocol": PROTOCOL} | record
     if not files.publish(folder / "record.json", json.dumps(flat, indent=1, allow_nan=False) + "\n"):
         log.warning("another process finished this cell first; its record stays (%s).", folder)
+
+
+def layers(record: Mapping[str, Any], curve: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
+    """Per layer its channels, and how many of them are pruned at each rule's operating point."""
+    chosen = [
+        next(r for r in curve if (r["at"], r["pruned"]) == (record[f"at_{rule}"], record[f"pruned_{rule}"]))
+        for rule in SENTENCES
+    ]
+    names = dict.fromkeys(name for row in chosen for name in row["layers"])
+    channels = {name: next(row["layers"][name][0] for row in chosen if name in row["layers"]) for name in names}
+    return [[name, channels[name], *(row["layers"].get(name, (0, 0))[1] for row in chosen)] for name in names]
 
 
 def table(header: Sequence[str], rows: Any) -> str:

@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from analysis import attacks, plots, tables
-from analysis.curves import curves
 from analysis.load import load
 from analysis.operating_point import choose
 from analysis.render import csv_value, md, tex
@@ -345,46 +344,6 @@ def test_csv_text_is_no_formula(text):
 
 def test_csv_numbers_stay_numbers():
     assert [csv_value(v) for v in (-1.5, 3, None)] == ["-1.5000", 3, None]
-
-
-# -- plots -------------------------------------------------------------------------------------------------------------
-def test_plots_are_made_and_are_the_same_each_time(runs, tmp_path, capsys):
-    for folder in cells(runs, "blend", seed=3):
-        change(folder, asr_before=10.0)
-    for out in ("one", "two"):
-        assert plots.main(["--runs", str(runs), "--out", str(tmp_path / out)]) == 0
-    names = sorted(p.name for p in (tmp_path / "one").iterdir())
-    assert names == [f"{plot}.{kind}" for plot in ("curves", "tradeoff") for kind in ("pdf", "png", "svg")]
-    for name in names:
-        data = (tmp_path / "one" / name).read_bytes()
-        assert data == (tmp_path / "two" / name).read_bytes(), name
-        assert data.startswith({"pdf": b"%PDF", "png": b"\x89PNG", "svg": b"<?xml"}[name[-3:]])
-
-
-@pytest.mark.filterwarnings("error")
-def test_plots_of_hostile_and_lacking_cells(runs, tmp_path, capsys):
-    for folder in cells(runs, defense="clp"):
-        change(folder, defense="_$\\frac{$" + HOSTILE)
-    cells(runs, "blend", "rnp", 2)[0].joinpath("curve.csv").write_text("pruned,acc\n1,nan\n")
-    cells(runs, "blend", "rnp", 3)[0].joinpath("curve.csv").unlink()
-    assert plots.main(["--runs", str(runs), "--out", str(tmp_path / "out")]) == 0
-    assert capsys.readouterr().err.count("not drawn") == 2
-
-
-def test_without_pruners_there_are_no_curves(runs, tmp_path):
-    for defense in ("clp", "rnp"):
-        for folder in cells(runs, defense=defense):
-            shutil.rmtree(folder)
-    assert plots.main(["--runs", str(runs), "--out", str(tmp_path / "out")]) == 0
-    assert {p.stem for p in (tmp_path / "out").iterdir()} == {"tradeoff"}
-
-
-def test_curves_of_chosen_rows(runs):
-    frame, _ = load(runs)
-    points, problems = curves(frame[(frame["defense"] == "clp") & (frame["attack"] == "blend")])
-    assert not problems
-    assert set(points["seed"]) == {2, 3}
-    assert (points.groupby("seed")["pruned"].min() == 0).all()
 
 
 # -- operating points --------------------------------------------------------------------------------------------------

@@ -61,7 +61,9 @@ def test_a_sweep_trains_each_model_once_and_never_repeats_a_cell(tmp_path):
         tmp_path
     ) == made
     folder = next(tmp_path.glob("digits/vgg5/badnets/clp/*"))
-    assert {"record.json", "curve.csv", "scores.csv", "run.log", ".hydra"} == {p.name for p in folder.iterdir()}
+    assert {"record.json", "curve.csv", "scores.csv", "layers.csv", "run.log", ".hydra"} == {
+        p.name for p in folder.iterdir()
+    }
 
 
 def test_the_folder_depends_on_what_is_composed_not_on_what_was_typed(tmp_path):

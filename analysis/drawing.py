@@ -1,0 +1,174 @@
+"""What all plots share: colours, markers, panels side by side, titles and legends, and files without dates."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import fill
+from typing import TYPE_CHECKING, Any
+
+from analysis.render import plain, write
+from analysis.sheets import BASELINES, Key, Sheet, label
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Look = tuple[str, str, Any]
+"""Colour, marker and line."""
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe-Ito, without yellow
+MARKERS = "osD^vPX<>ph"  # 7 colours and 11 markers: the pair repeats only after 77 defences, and markers tell in grey
+LINES: tuple[Any, ...] = ("-", "--", ":")
+NONE: Look = ("#777777", "*", "-")
+STYLE: Any = {
+    "text.parse_math": False,  # names come from files: a $ is a dollar
+    "svg.hashsalt": "backprune",  # the same records give the same bytes
+    "font.family": "DejaVu Sans",  # comes with matplotlib
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e5e5e5",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "path.simplify": True,
+}
+EDGE: dict[str, Any] = {"markeredgecolor": "black", "markeredgewidth": 0.6}
+ACROSS = 4  # panels in a row
+LETTER = 0.075  # inches, of a letter of the legend
+
+
+def looks(defenses: Sequence[Key]) -> dict[Key, Look]:
+    """Of each defence, the same in all panels."""
+    others = [d for d in defenses if d[0] != "none"]
+    found = {
+        d: (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)], LINES[i // len(COLOURS) % len(LINES)])
+        for i, d in enumerate(others)
+    }
+    return {d: found.get(d, NONE) for d in defenses}
+
+
+def text(key: Key) -> str:
+    """A name that matplotlib neither hides (a leading underscore) nor chokes on (control characters)."""
+    return plain(label(key)).replace("_", "\u200a_", 1) if key[0].startswith("_") else plain(label(key))
+
+
+def heading(sheet: Sheet, attack: Key) -> str:
+    """The title of an attack's panel, with a mark if it did not take."""
+    models = sheet.before(attack).rows
+    took = sum(bool(row["took"]) for row in models)
+    if attack[0] in BASELINES or took == len(models):
+        return fill(text(attack), 34)
+    return fill(f"{text(attack)} (took on {took} of {len(models)} seeds)", 34)
+
+
+def name_of(sheet: Sheet, defense: Key) -> str:
+    return text(defense) + (" (cheats)" if defense in sheet.cheats else "")
+
+
+# -- a figure ----------------------------------------------------------------------------------------------------------
+@dataclass
+class Page:
+    """A figure in which everything has its place in inches, so that nothing has to be tried out: that is slow.
+
+    `size`: width and height of a panel, without its labels. `room`: left, bottom, right and top of a panel.
+    """
+
+    sheet: Sheet
+    below: str  # the sentence above the legend
+    legend: Mapping[str, Look]
+    count: int
+    size: tuple[float, float]
+    room: tuple[float, float, float, float] = (0.12, 0.5, 0.12, 0.32)
+    margin: float = 0.45  # left of all panels, for the labels of the first
+    stacked: int = 1  # axes above each other in one panel
+    across: int = ACROSS
+    line: bool = True
+
+    def __post_init__(self) -> None:
+        from matplotlib.figure import Figure
+
+        left, bottom, right, top = self.room
+        self.columns = max(1, min(self.count, self.across))
+        self.rows = math.ceil(self.count / self.columns)
+        self.cell = self.size[0] + left + right, self.size[1] + bottom + top
+        self.width = max(5.0, self.columns * self.cell[0] + self.margin + 0.1)
+        self.title = fill(f"{text(self.sheet.dataset)}, {text(self.sheet.model)}", int(self.width / 0.1))
+        self.sentence = fill(self.below, int(self.width / 0.068))
+        longest = max(map(len, self.legend), default=1)
+        self.ncols = max(1, min(len(self.legend), int(self.width / (0.65 + longest * LETTER))))
+        lines = math.ceil(len(self.legend) / self.ncols) if self.legend else 0
+        self.foot = 0.15 + 0.17 * (self.sentence.count("\n") + 1) + 0.19 * lines
+        self.head = 0.1 + 0.2 * (self.title.count("\n") + 1)
+        self.height = self.foot + self.head + self.rows * self.cell[1]
+        self.figure = Figure(figsize=(self.width, self.height))
+        self.figure.text(0.5, 1 - 0.12 / self.height, self.title, ha="center", va="top", fontsize=11)
+        self._legend()
+
+    def _legend(self) -> None:
+        from matplotlib.lines import Line2D
+
+        self.figure.text(0.5, (self.foot - 0.05) / self.height, self.sentence, ha="center", va="top", fontsize=8)
+        if self.legend:
+            handles = [
+                Line2D([], [], color=c, marker=m, linestyle=line if self.line else "", **EDGE)
+                for c, m, line in self.legend.values()
+            ]
+            self.figure.legend(
+                handles,
+                list(self.legend),
+                loc="lower center",
+                bbox_to_anchor=(0.5, 0.0),
+                ncols=self.ncols,
+                fontsize=8,
+                handlelength=2.6,
+                labelspacing=0.3,
+                borderpad=0.3,
+            )
+
+    def panel(self, place: int) -> list[Axes]:
+        """The axes of one panel, the upper first."""
+        row, column = divmod(place, self.columns)
+        left, bottom, _, _ = self.room
+        x = (self.width - self.columns * self.cell[0] + self.margin) / 2 + column * self.cell[0] + left
+        y = self.foot + (self.rows - 1 - row) * self.cell[1] + bottom
+        gap = 0.1
+        tall = (self.size[1] - gap * (self.stacked - 1)) / self.stacked
+        return [
+            self.figure.add_axes(
+                (
+                    x / self.width,
+                    (y + (self.stacked - 1 - i) * (tall + gap)) / self.height,
+                    self.size[0] / self.width,
+                    tall / self.height,
+                )
+            )
+            for i in range(self.stacked)
+        ]
+
+
+def save(figure: Figure, out: Path, name: str, kinds: Sequence[str]) -> list[str]:
+    """Each without dates: the same records give the same bytes."""
+    empty: dict[str, dict[str, Any]] = {
+        "png": {"Software": None},
+        "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+        "svg": {"Date": None, "Creator": None},
+    }
+    for kind in kinds:
+        data = io.BytesIO()
+        figure.savefig(data, format=kind, metadata=empty[kind], dpi=130)
+        write(out / f"{name}.{kind}", data.getvalue())
+    return [f"{name}.{kind}" for kind in kinds]
+
+
+def slugs(found: Sequence[Sheet]) -> list[str]:
+    """What is added to a file's name, one for each sheet; nothing for a single one."""
+    if len(found) < 2:
+        return [""] * len(found)
+    names = [re.sub(r"[^a-z0-9]+", "-", f"{s.dataset[0]}-{s.model[0]}".lower()).strip("-")[:60] for s in found]
+    return [f"-{name}" if names.count(name) == 1 else f"-{name}-{i + 1}" for i, name in enumerate(names)]

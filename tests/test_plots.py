@@ -1,0 +1,144 @@
+"""The plots: the same bytes each time, whatever stands in the records; and the statistics in them."""
+
+import shutil
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import friedmanchisquare
+from test_analysis import GOLDEN, HOSTILE, cells, change, runs  # noqa: F401 - runs is a fixture
+
+from analysis import plots
+from analysis.curves import curves, layers
+from analysis.drawing import slugs
+from analysis.load import load
+from analysis.ranks import ranks, test
+from analysis.sheets import sheets
+from analysis.spots import pareto
+
+test.__test__ = False
+LAYERS = "layer,channels,fixed,clean_drop,oracle\nfeatures.1,32,0,8,1\nfeatures.4,64,1,0,64\n"
+
+
+def test_plots_are_made_and_are_the_same_each_time(runs, tmp_path, capsys):  # noqa: F811
+    for folder in cells(runs, "blend", seed=3):
+        change(folder, asr_before=10.0)
+    (cells(runs, "blend", "clp", 2)[0] / "layers.csv").write_text(LAYERS)
+    for out in ("one", "two"):
+        assert plots.main(["--runs", str(runs), "--out", str(tmp_path / out)]) == 0
+    names = sorted(p.name for p in (tmp_path / "one").iterdir())
+    assert names == [
+        f"{plot}.{kind}" for plot in sorted(set(plots.PLOTS) - {"ranks"}) for kind in ("pdf", "png", "svg")
+    ]
+    for name in names:
+        data = (tmp_path / "one" / name).read_bytes()
+        assert data == (tmp_path / "two" / name).read_bytes(), name
+        assert data.startswith({"pdf": b"%PDF", "png": b"\x89PNG", "svg": b"<?xml"}[name[-3:]])
+
+
+@pytest.mark.filterwarnings("error")
+def test_plots_of_hostile_and_lacking_cells(runs, tmp_path, capsys):  # noqa: F811
+    for folder in cells(runs, defense="clp"):
+        change(folder, defense="_$\\frac{$" + HOSTILE)
+    cells(runs, "blend", "rnp", 2)[0].joinpath("curve.csv").write_text("pruned,acc\n1,nan\n")
+    cells(runs, "blend", "rnp", 3)[0].joinpath("curve.csv").unlink()
+    assert plots.main(["--runs", str(runs), "--out", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().err.count("not drawn") == 2
+
+
+def test_without_pruners_there_are_no_curves(runs, tmp_path):  # noqa: F811
+    for defense in ("clp", "rnp"):
+        for folder in cells(runs, defense=defense):
+            shutil.rmtree(folder)
+    assert plots.main(["--runs", str(runs), "--out", str(tmp_path / "out")]) == 0
+    assert {p.stem for p in (tmp_path / "out").iterdir()} == {"tradeoff", "heatmap"}
+
+
+def test_curves_of_chosen_rows(runs):  # noqa: F811
+    frame, _ = load(runs)
+    points, problems = curves(frame[(frame["defense"] == "clp") & (frame["attack"] == "blend")])
+    assert not problems
+    assert set(points["seed"]) == {2, 3}
+    assert (points.groupby("seed")["pruned"].min() == 0).all()
+
+
+# -- layers ------------------------------------------------------------------------------------------------------------
+def test_pruned_channels_of_each_layer_are_read(runs):  # noqa: F811
+    (cells(runs, "blend", "clp", 2)[0] / "layers.csv").write_text(LAYERS)
+    (cells(runs, "blend", "clp", 3)[0] / "layers.csv").write_text(LAYERS.replace("64\n", "65\n"))
+    (cells(runs, "blend", "rnp", 3)[0] / "layers.csv").write_text("layer,channels,fixed\na,1,1\n")
+    found, problems = layers(load(runs)[0])
+    assert found[["layer", "channels", "clean_drop", "oracle"]].values.tolist() == [
+        ["features.1", 32, 8, 1],
+        ["features.4", 64, 0, 64],
+    ]
+    assert [str(p).partition("not drawn: ")[2] for p in problems] == [
+        "it holds something else than counts of channels", "its column 'clean_drop' is missing"]  # fmt: skip
+
+
+# -- statistics --------------------------------------------------------------------------------------------------------
+POINTS = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1)
+
+
+@given(POINTS)
+def test_the_pareto_front_is_what_nothing_beats(points):
+    front = pareto(points)
+    for asr, acc in points:
+        beaten = any(a <= asr and b >= acc and (a, b) != (asr, acc) for a, b in points)
+        assert ((asr, acc) in front) != beaten
+
+
+TABLES = st.integers(3, 6).flatmap(
+    lambda k: st.lists(st.lists(st.integers(0, 20), min_size=4, max_size=4), min_size=k, max_size=k)
+)
+
+
+@given(TABLES)
+def test_friedmans_test_is_scipys(table):
+    names = [(str(i), "") for i in range(len(table))]
+    found = test(names, table)
+    assert sum(found.average.values()) == pytest.approx(len(table) * (len(table) + 1) / 2)
+    if any(len(set(column)) > 1 for column in zip(*table, strict=True)):
+        assert found.p == pytest.approx(friedmanchisquare(*table).pvalue, abs=1e-9)
+    else:
+        assert found.p == 1
+
+
+def test_nemenyis_difference_is_that_of_the_tables():
+    """Demšar (2006), table 5: q at 5 % is 2.343 for 3 and 2.850 for 6; his example with 4 methods on 14 sets has 1.25."""
+    found = test([(str(i), "") for i in range(4)], [[float(i)] * 14 for i in range(4)])
+    assert found.difference == pytest.approx(1.25, abs=0.005)
+    assert list(found.average.values()) == [4, 3, 2, 1]  # higher is better
+    assert [[name for name, _ in group] for group in found.cliques] == [["3", "2"], ["2", "1"], ["1", "0"]]
+    assert test([("a", ""), ("b", ""), ("c", "")], [[1, 2], [2, 1], [1, 1]]).cliques == [
+        [("a", ""), ("b", ""), ("c", "")]
+    ]
+
+
+def test_ranks_need_three_defences_on_the_same_attacks(runs, tmp_path):  # noqa: F811
+    def now():
+        (sheet,) = sheets(*load(runs))
+        return ranks(sheet, "clean_drop")
+
+    assert now() is None  # two, and none and a control
+    for folder in cells(runs, defense="rnp"):
+        new = folder.parent.with_name("third") / folder.name
+        shutil.copytree(folder, new)
+        change(new, defense="third", der_clean_drop=1.0)
+    assert [name for name, _ in now().average] == ["clp", "rnp", "third"]
+    assert now().average["third", ""] == 3
+    assert plots.main(["--runs", str(runs), "--out", str(tmp_path / "out"), "--only", "ranks", "--kinds", "svg"]) == 0
+    assert "p = " in (tmp_path / "out" / "ranks.svg").read_text()
+    for folder in cells(runs, "blend", "third"):
+        shutil.rmtree(folder)
+    assert now() is None
+
+
+def test_each_data_set_and_network_has_its_own_file(runs, tmp_path):  # noqa: F811
+    for i, name in enumerate(("vgg 5", "vgg-5", "ünder")):
+        for folder in cells(runs, "blend"):
+            new = runs / "digits" / f"other{i}" / folder.relative_to(runs / "digits" / "vgg5")
+            shutil.copytree(folder, new)
+            change(new, model=name)
+    found = list(sheets(*load(runs)))
+    assert slugs(found) == ["-digits-vgg-5-1", "-digits-vgg-5-2", "-digits-vgg5", "-digits-nder"]
