@@ -8,6 +8,7 @@ from typing import Any
 from bench.data import ImageSet
 from bench.defenses.base import Candidate, Repaired
 from bench.metrics import Exam, Metrics, accuracy, evaluate
+from bench.prefix import Prefixes
 
 COLUMNS = ("at", "pruned", "fixed", "select_acc", "acc", "asr", "ra", "right", "hit", "robust")
 
@@ -28,14 +29,17 @@ def trace(
     after each, while the candidate of the last one is still what it was measured as; see `bench.chosen`.
     """
     rows: list[dict[str, Any]] = []
+    prefixes = Prefixes()
     for candidate in repaired.candidates:
+        predict = prefixes.of(candidate.model)
         if candidate.mask is not None and candidate.pruned == 0:  # the model as it came
             rows.append(_row(candidate, select_before, before))
         else:
             gone = stop is not None and rows and rows[-1]["select_acc"] < select_before - stop
             if gone and not candidate.fixed:
                 continue
-            rows.append(_row(candidate, accuracy(candidate.model, select), evaluate(candidate.model, exam)))
+            measured = accuracy(candidate.model, select, predict), evaluate(candidate.model, exam, predict)
+            rows.append(_row(candidate, *measured))
         if keep:
             keep(rows, candidate)
     return rows

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +13,9 @@ from bench.attacks.base import Trigger
 from bench.data import ImageSet
 from bench.errors import UserError
 from bench.training import to_unit
+
+Predict = Callable[[nn.Module, Tensor], Tensor]
+"""(model, uint8 images [N, C, H, W]) -> classes, int64 [N]."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,11 @@ class Exam:
         if len(index) == 0:
             raise UserError("the test set has no image that counts for this attack, so ASR cannot be measured.")
         return cls(test, ImageSet(trigger.stamp(test.x[index]), test.y[index]), wanted[index])
+
+    @cached_property
+    def images(self) -> Tensor:
+        """Clean, then triggered: they go through a model in one pass."""
+        return torch.cat([self.clean.x, self.triggered.x])
 
 
 @dataclass(frozen=True)
@@ -57,8 +67,22 @@ class Metrics:
         return 100 * self.robust / self.triggered
 
 
-def evaluate(model: nn.Module, exam: Exam) -> Metrics:
-    both = predict(model, torch.cat([exam.clean.x, exam.triggered.x]))
+@torch.no_grad()
+def predict(model: nn.Module, x: Tensor) -> Tensor:
+    """Classes of uint8 images [N, C, H, W], in eval mode and fp32: int64 [N]."""
+    model.eval()
+    return torch.cat([model(part).argmax(1) for part in batches(x)])
+
+
+def batches(x: Tensor, size: int = 512) -> Iterator[Tensor]:
+    """uint8 images as a model takes them: float32 in [0, 1], channels last, `size` at a time."""
+    for part in x.split(size):
+        yield to_unit(part).contiguous(memory_format=torch.channels_last)
+
+
+def evaluate(model: nn.Module, exam: Exam, predict: Predict = predict) -> Metrics:
+    """`predict`: what tells the model's classes; see `bench.prefix`."""
+    both = predict(model, exam.images)
     clean, triggered = both[: len(exam.clean)], both[len(exam.clean) :]
     counts = torch.stack(
         [
@@ -70,19 +94,9 @@ def evaluate(model: nn.Module, exam: Exam) -> Metrics:
     return Metrics(len(exam.clean), counts[0], len(exam.triggered), counts[1], counts[2])
 
 
-def accuracy(model: nn.Module, images: ImageSet) -> float:
-    """Percent of the images classified right."""
+def accuracy(model: nn.Module, images: ImageSet, predict: Predict = predict) -> float:
+    """Percent of the images classified right. `predict`: see `evaluate`."""
     return 100 * int((predict(model, images.x) == images.y).sum()) / len(images)
-
-
-@torch.no_grad()
-def predict(model: nn.Module, x: Tensor, batch_size: int = 512) -> Tensor:
-    """Classes of uint8 images [N, C, H, W], in eval mode and fp32: int64 [N]."""
-    model.eval()
-    parts = [
-        model(to_unit(part).contiguous(memory_format=torch.channels_last)).argmax(1) for part in x.split(batch_size)
-    ]
-    return torch.cat(parts)
 
 
 def der(before: Metrics, after: Metrics) -> float:
