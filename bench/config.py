@@ -13,9 +13,9 @@ from bench.files import digest
 
 KNOWN: dict[str, dict[str, type | None]] = {
     "": dict.fromkeys(
-        ("attack", "dataset", "model", "defense", "train", "tracker", "clean", "gate", "selection", "device")
+        ("attack", "dataset", "model", "defense", "train", "tracker", "clean", "gate", "selection", "device", "check")
     )
-    | {"seed": int, "threads": int, "runs": str},
+    | {"seed": int, "threads": int, "runs": str, "make_dense": bool},
     "clean": {"tune": int, "select": int, "mix": int, "source": str, "balance": str},
     "gate": {"min_asr": float, "max_drop": float},
     "selection": {"rule": str, "max_drop": float, "stop": float},
@@ -27,6 +27,9 @@ FILLED_IN = {"attack": {"shape", "num_classes"}, "model": {"num_classes", "chann
 
 HOW = {"device", "threads", "tracker", "runs"}
 """How and where a cell runs: recorded, but part of no identity."""
+
+LATER: dict[str, Any] = {"make_dense": False}
+"""Settings that stored cells are older than. At these defaults they are no part of the identity, as if they were not there."""
 
 WHERE = {"root", "cache", "download"}
 """Where a data set lies. The data's own digest stands for it in a backdoor's key."""
@@ -98,7 +101,8 @@ def _kind(parameter: inspect.Parameter) -> type | None:
 
 def run_id(config: dict[str, Any]) -> str:
     """The identity of a cell: everything in the composed config except how and where it runs."""
-    return digest({"protocol": PROTOCOL} | {k: v for k, v in config.items() if k not in HOW})[:8]
+    material = {key: value for key, value in config.items() if key not in HOW and LATER.get(key, ...) != value}
+    return digest({"protocol": PROTOCOL} | material)[:8]
 
 
 def clean_twin(config: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -78,10 +79,23 @@ def _cut(layer: Any, inside: Sequence[int] | None, outside: Sequence[int] | None
         setattr(layer, "in_features" if isinstance(layer, nn.Linear) else "in_channels", len(inside))
 
 
+def leave(folder: Path, model: nn.Module, shape: tuple[int, int, int]) -> dict[str, Any]:
+    """Writes the dense form of the model, in place of one of an earlier run of this cell, and returns columns of the record.
+
+    `dense_channels` and `dense_parameters`, and the same with `_before`.
+    """
+    small, facts = dense(model, shape)
+    shutil.rmtree(folder, ignore_errors=True)
+    save(folder, small, facts)
+    return {
+        f"dense_{name}{when}": count
+        for name in ("channels", "parameters")
+        for when, count in zip(("_before", ""), facts[name], strict=True)
+    }
+
+
 def save(folder: Path, small: nn.Module, facts: dict[str, Any]) -> None:
-    """Writes what `dense` returned, all of it or nothing; a folder that is there already stays. Raises OSError."""
-    if folder.exists():
-        return
+    """Writes what `dense` returned, all of it or nothing. Raises OSError, also if the folder is there."""
     with new_folder(folder) as new:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in small.state_dict().items()}
         save_file(tensors, new / "model.safetensors")

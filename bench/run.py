@@ -44,20 +44,25 @@ def main(cfg: DictConfig) -> None:
 
 def run(cfg: DictConfig, settings: dict, folder: Path, names: Mapping) -> dict:
     """The pipeline. `settings`: cfg as plain data; `names`: what was chosen for each config group. Returns the record."""
-    from bench import machine, record  # these take seconds to load, and a finished cell needs none of them
+    from bench import dense, machine, record  # these take seconds to load, and a finished cell needs none of them
     from bench.scene import repair, scene
 
     # compose: every part that can be wrong is built before anything is trained
     identity = {key: names[key] for key in ("dataset", "model", "attack", "defense")}
     identity |= {"seed": cfg.seed, "id": config.run_id(settings)}
     defense, tracker = build(cfg.defense), build(cfg.tracker)
+    check = build(cfg.check) if "check" in cfg else None
 
     # data; load or train the backdoor, and the clean model that it is compared with
     stage = scene(settings, identity, build, defense)
     before, backdoor = stage.before, stage.backdoor
 
-    # repair, and evaluate every model it offers
-    made = repair(stage, defense)
+    # repair, and evaluate every model it offers; keep the one at the operating point where there is more to do with it
+    if check:
+        check.fits(stage)
+    if cfg.make_dense:
+        dense.follow(backdoor.model, stage.data.shape)
+    made = repair(stage, defense, keep=bool(check or cfg.make_dense))
 
     # record
     result = identity | {"data": stage.data.digest, "backdoor": backdoor.name, "needs": defense.needs}
@@ -67,6 +72,10 @@ def run(cfg: DictConfig, settings: dict, folder: Path, names: Mapping) -> dict:
     result |= {"mix": len(made.defender.poisoned or ())}
     result |= backdoor.card["poison"] | {"seconds_backdoor": backdoor.card["made"]["seconds"]}
     result |= record.cost(made.scores, made.seconds, made.total) | machine.environment(stage.device)
+    if made.chosen and cfg.make_dense:
+        result |= dense.leave(folder / "dense", made.chosen.model, stage.data.shape)
+    if made.chosen and check:
+        result |= check.columns(stage, made.chosen)
     record.write(folder, result, made.rows, made.scores)
     tracker.log(folder, settings, result, made.rows, made.scores)
     return result

@@ -15,16 +15,15 @@ import torch
 
 from bench import config, curve, machine
 from bench.attacks.base import Attack, Backdoor, draw_mix
+from bench.chosen import Chosen, Keeper
 from bench.data import Dataset, Defender, ImageSet, stream
-from bench.defenses.base import Candidate, Defense
+from bench.defenses.base import Defense
 from bench.metrics import Exam, Metrics, accuracy
 from bench.pruning import Scores
 from bench.victim import Bench
 
 Build = Callable[..., Any]
 """build(node, **more): the object that a plain mapping with a `_target_` describes, built with `more` besides."""
-Keep = Callable[[list[dict[str, Any]], Candidate], None]
-"""What `bench.curve.trace` shows each candidate to; see `bench.chosen`."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +58,7 @@ class Scene:
 class Outcome:
     """What came of one repair: the curve, the scores (None: no pruner), and the images that were used.
 
+    `chosen`: the model at the operating point by `selection.rule`, if it was to be kept.
     `select_before`: accuracy on `select` before it, percent. `seconds`: of the repair alone; `total`: with the curve.
     """
 
@@ -69,6 +69,7 @@ class Outcome:
     select_before: float
     seconds: float
     total: float
+    chosen: Chosen | None
 
 
 def scene(settings: Mapping[str, Any], names: Mapping[str, str], build: Build, defense: Defense | None = None) -> Scene:
@@ -104,8 +105,11 @@ def draw(settings: Mapping[str, Any], data: Dataset, defense: Defense) -> tuple[
     return data.defender(**wanted, seed=stream(seed, "defender"), needs=defense.needs)
 
 
-def repair(scene: Scene, defense: Defense, keep: Keep | None = None) -> Outcome:
-    """Lets the defence repair the model and looks at every model it offers. The defence sees the model and its own images."""
+def repair(scene: Scene, defense: Defense, keep: bool = False) -> Outcome:
+    """Lets the defence repair the model and looks at every model it offers. The defence sees the model and its own images.
+
+    `keep`: whether to keep the model at the operating point.
+    """
     defender, select = scene.hand(defense)
     model = scene.backdoor.model
     select_before = accuracy(model, select)
@@ -114,6 +118,9 @@ def repair(scene: Scene, defense: Defense, keep: Keep | None = None) -> Outcome:
     started = time.perf_counter()
     repaired = defense.repair(model, defender)
     seconds = time.perf_counter() - started
-    stop = scene.settings["selection"]["stop"]
-    rows = curve.trace(repaired, scene.exam, select, scene.before, select_before, stop, keep)
-    return Outcome(rows, repaired.scores, defender, select, select_before, seconds, time.perf_counter() - started)
+    selection = scene.settings["selection"]
+    keeper = Keeper(selection, select_before, scene.before.acc) if keep else None
+    rows = curve.trace(repaired, scene.exam, select, scene.before, select_before, selection["stop"], keeper)
+    total = time.perf_counter() - started
+    chosen = keeper.chosen if keeper else None
+    return Outcome(rows, repaired.scores, defender, select, select_before, seconds, total, chosen)
