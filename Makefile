@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint tables plots gallery bench docs-attacks docs-defenses dashboard clean
+.PHONY: help setup run test test-launchers lint tables plots gallery bench docs-attacks docs-defenses dashboard clean
 
 help:  ## what can be made
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP)  ## create .venv and install into it (done by the others when needed)
 
@@ -51,6 +51,9 @@ docs-defenses: $(STAMP)  ## every defence against six models on the embedded dig
 
 test: $(STAMP)  ## the test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+
+test-launchers: $(STAMP)  ## the 3 x 3 demo by each parallel launcher that is installed, and whether all agree (ten minutes)
+	PYTHON=$(BIN)/python bash tests/launchers.sh $(RUNS)/test-launchers
 
 lint: $(STAMP)  ## style and types
 	$(BIN)/ruff check .

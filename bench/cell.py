@@ -49,8 +49,8 @@ def failures(folder: Path) -> Iterator[None]:
     except Busy:
         raise
     except Exception as error:
-        log.error("failed: %s (traceback in %s)", sentence(error), path)
-        error.reported = True  # type: ignore[attr-defined]
+        error.reported = sentence(error)  # type: ignore[attr-defined]
+        log.error("failed: %s (traceback in %s)", error.reported, path)  # type: ignore[attr-defined]
         with suppress(OSError):  # the disk may be full; the sentence above is what counts
             files.write(path, traceback.format_exc())
         raise

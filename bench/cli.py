@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.errors import UserError, nearest
+
+
+def name(choices: Mapping[str, Any], seed: int) -> str:
+    return f"{choices['attack']} / {choices['defense']} / seed {seed}"
 
 
 def one_cell(record: Mapping[str, Any]) -> str:
@@ -89,16 +93,22 @@ def sentence(error: BaseException) -> str:
     return f"unexpected {type(error).__name__}: {head[0]}"
 
 
-def explain(error: BaseException, sweep: bool) -> int:
-    """Says in one sentence (unless its cell already did) what ended the program, and returns the exit status."""
+def close(error: BaseException | None, outcomes: Sequence[Mapping[str, Any]]) -> int:
+    """Says what ended the program (unless its cell did) and which cells of a sweep failed; returns the exit status."""
+    failed = [note for note in outcomes if note["state"] == "failed"]
     if isinstance(error, KeyboardInterrupt):
         print("\nInterrupted. Finished cells are kept; the same command goes on from here.", file=sys.stderr)
         return 130
-    if getattr(error, "reported", False) and sweep:
+    if error and not getattr(error, "reported", False):
+        print(f"error: {sentence(error)}", file=sys.stderr)
+    if failed:
+        print(f"{len(failed)} of {len(outcomes)} cells failed; the others are kept:", file=sys.stderr)
+        for why in dict.fromkeys(note["why"] for note in failed):
+            same = [note for note in failed if note["why"] == why]
+            more = f" and {len(same) - 1} more" if len(same) > 1 else ""
+            print(f"  {same[0]['name']}{more}: {why} ({same[0]['folder']})", file=sys.stderr)
         print(
-            "At least one cell failed (see above); the others are kept. The same command tries only what is missing.",
+            "Each folder holds the traceback (error.txt) and the settings (.hydra). The same command tries only what is missing.",
             file=sys.stderr,
         )
-    elif not getattr(error, "reported", False):
-        print(f"error: {sentence(error)}", file=sys.stderr)
-    return 1
+    return 1 if error or failed else 0

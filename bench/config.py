@@ -15,7 +15,7 @@ KNOWN: dict[str, dict[str, type | None]] = {
     "": dict.fromkeys(
         ("attack", "dataset", "model", "defense", "train", "tracker", "clean", "gate", "selection", "device", "check")
     )
-    | {"seed": int, "threads": int, "runs": str, "make_dense": bool},
+    | {"seed": int, "threads": int, "workers": int, "runs": str, "make_dense": bool},
     "clean": {"tune": int, "select": int, "mix": int, "source": str, "balance": str},
     "gate": {"min_asr": float, "max_drop": float},
     "selection": {"rule": str, "max_drop": float, "stop": float},
@@ -25,7 +25,7 @@ KNOWN: dict[str, dict[str, type | None]] = {
 FILLED_IN = {"attack": {"shape", "num_classes"}, "model": {"num_classes", "channels", "size"}}
 """What run.py passes to attacks and models itself, from the data set."""
 
-HOW = {"device", "threads", "tracker", "runs"}
+HOW = {"device", "threads", "workers", "tracker", "runs"}
 """How and where a cell runs: recorded, but part of no identity."""
 
 LATER: dict[str, Any] = {"make_dense": False}
@@ -53,6 +53,14 @@ def check(config: dict[str, Any], path: str = "") -> None:
             raise UserError(f"selection.rule={value} is unknown: {nearest(str(value), SENTENCES)}")
         if isinstance(value, dict):
             check(value, here)
+
+
+def check_workers(workers: int, launcher: str) -> None:
+    """Raises UserError where `workers` would be read by nobody."""
+    if workers < 1:
+        raise UserError(f"workers={workers}: there must be at least one.")
+    if launcher == "basic" and workers > 1:
+        raise UserError(f"workers={workers} needs a launcher: launcher=joblib (or submitit_local, ray).")
 
 
 def _fits(value: Any, kind: type) -> bool:

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import platform
 import subprocess
+import tempfile
 from contextlib import suppress
 from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from bench import __version__
 from bench.errors import UserError
 
 
 def device(name: str, threads: int | None) -> torch.device:
-    """The device to use; `auto` takes a GPU if there is one. Sets the number of CPU threads."""
+    """The device to use; `auto` takes a GPU if there is one, `spread` the least used. Sets the number of CPU threads."""
     if threads is not None:
         torch.set_num_threads(threads)
-    if name == "auto":
+    if name == "spread" and torch.cuda.is_available():
+        name = f"cuda:{own_card(tuple(card_names()))}"
+    if name in ("auto", "spread"):
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         found = torch.device(name)
@@ -28,6 +34,33 @@ def device(name: str, threads: int | None) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device={name} cannot be used here: {str(error).splitlines()[0]}") from error
     return found
+
+
+def card_names() -> list[str]:
+    """What tells the visible GPUs from each other and from those of another process's CUDA_VISIBLE_DEVICES."""
+    return [str(torch.cuda.get_device_properties(i).uuid) for i in range(torch.cuda.device_count())]
+
+
+@cache  # the lock lives as long as the process, and so does its choice
+def _held(folder: Path, cards: tuple[str, ...]) -> tuple[int, FileLock]:
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for turn in count():  # every card once before one is used twice: more processes than cards share them evenly
+        for index, card in enumerate(cards):
+            lock = FileLock(folder / f"{card}.{turn}.lock")
+            with suppress(Timeout):
+                lock.acquire(blocking=False)
+                return index, lock
+    raise AssertionError("count() does not end")
+
+
+def own_card(cards: tuple[str, ...], folder: Path | None = None) -> int:
+    """The index of the card with the fewest processes of ours on it. It is kept, by a lock, until this process ends."""
+    return _held(folder or Path(tempfile.gettempdir()) / f"backprune-{getpass.getuser()}" / "cards", cards)[0]
+
+
+def cores() -> int:
+    """The CPU cores that this process may use: fewer than the machine has in a container or under a scheduler."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def environment(device: torch.device) -> dict[str, Any]:

@@ -14,12 +14,15 @@ from functools import partial
 from pathlib import Path
 
 import hydra
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from bench import cell, cli, config
+from bench import cell, cli, config, sweep
 from bench.turn import turn
 
 log = logging.getLogger(__name__)
@@ -27,19 +30,30 @@ build = partial(instantiate, _convert_="all")
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="config")
-def main(cfg: DictConfig) -> None:
-    """One cell: passed over if it is finished, else run; what goes wrong is said in a sentence and kept in its folder."""
-    folder = Path(HydraConfig.get().runtime.output_dir)
+def main(cfg: DictConfig) -> dict[str, str]:
+    """One cell: passed over if it is finished, else run; what goes wrong is said in a sentence and kept in its folder.
+
+    In a sweep a failure is handed back, not raised: no launcher then stops the other cells for it.
+    """
+    folder, job = Path(HydraConfig.get().runtime.output_dir), HydraConfig.get()
+    note = {"name": cli.name(job.runtime.choices, cfg.seed), "folder": str(folder)}
     if done := cell.read(folder):
         log.info("done already: %s", cli.one_cell(done))
-        return
-    settings = plain(cfg)
-    config.check(settings)
-    with cell.failures(folder), turn(folder, "running this cell"):
-        result = cell.read(folder, mine=True) or run(cfg, settings, folder, HydraConfig.get().runtime.choices)
+        return note | {"state": "passed"}
+    try:
+        with cell.failures(folder), turn(folder, "running this cell"):
+            settings = plain(cfg)
+            config.check(settings)
+            config.check_workers(settings["workers"], job.runtime.choices["launcher"])
+            result = cell.read(folder, mine=True) or run(cfg, settings, folder, job.runtime.choices)
+    except Exception as error:
+        if job.mode == RunMode.RUN:
+            raise
+        return note | {"state": "failed", "why": cli.sentence(error)}
     log.info(cli.one_cell(result))
-    if HydraConfig.get().mode == RunMode.RUN:
+    if job.mode == RunMode.RUN:
         cli.show(result, folder)
+    return note | {"state": "done"}
 
 
 def run(cfg: DictConfig, settings: dict, folder: Path, names: Mapping) -> dict:
@@ -87,10 +101,24 @@ def plain(cfg: DictConfig) -> dict:
     return {key: OmegaConf.to_container(v, resolve=True) if OmegaConf.is_config(v) else v for key, v in nodes.items()}
 
 
+def cells(root: DictConfig) -> int | None:
+    """How many cells Hydra's own sweeper makes of the command line and the experiment; None of another sweeper."""
+    sweeper = root.hydra.sweeper
+    if not sweeper._target_.endswith(".BasicSweeper"):
+        return None
+    words = [*(f"{key}={value}" for key, value in (sweeper.params or {}).items()), *root.hydra.overrides.task]
+    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+    return sum(map(len, BasicSweeper.split_arguments(parser.parse_overrides(words), None)))
+
+
 if __name__ == "__main__":
     OmegaConf.register_new_resolver("run_id", lambda *, _root_: config.run_id(plain(_root_)))
+    OmegaConf.register_new_resolver("cells", lambda *, _root_: cells(_root_))
+    OmegaConf.register_new_resolver("shared_cores", sweep.shared_cores)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hand errors on, so that `explain` can say them in one sentence
+    trouble: BaseException | None = None
     try:
         main()
     except (Exception, KeyboardInterrupt) as error:
-        sys.exit(cli.explain(error, sweep=bool({"-m", "--multirun"} & set(sys.argv))))
+        trouble = error
+    sys.exit(cli.close(trouble, sweep.Sweep.now.close() if sweep.Sweep.now else []))

@@ -38,6 +38,7 @@ ALLOWED = {  # module (or package) -> what of the project it may import; imports
     "bench.chosen": {"bench.defenses", "bench.pruning", "analysis.operating_point"},
     "bench.cli": {"bench.errors"},
     "bench.cell": {"bench.cli", "bench.files", "bench.turn"},
+    "bench.sweep": {"bench.files", "bench.progress"},
     "bench.machine": {"bench", "bench.errors"},
     "bench.tracking": {"bench.errors", "analysis.login"},
     "bench.board": {"bench.errors", "bench.tracking"},
@@ -123,7 +124,9 @@ def test_no_module_of_bench_hides_the_standard_library():
 
 def test_a_finished_cell_loads_nothing_heavy():
     """What run.py imports before it knows that there is work to do must start in an instant."""
-    code = "import sys; from bench import cell, cli, config; print({'torch', 'pandas', 'numpy'} & set(sys.modules))"
+    code = (
+        "import sys; from bench import cell, cli, config, sweep; print({'torch', 'pandas', 'numpy'} & set(sys.modules))"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
 
 

@@ -1,0 +1,138 @@
+"""A sweep around its cells, whatever the launcher: one progress bar, what failed, and how workers share the cores.
+
+A launcher hands results back at its end, or not at all when a worker is killed. So each cell leaves a note in a folder of
+the sweep, which the launching process reads; nothing but the bar and the closing lines depends on it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import statistics
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from bench import files
+from bench.progress import console
+
+
+def shared_cores(workers: int) -> int:
+    """CPU threads for each of so many workers on this machine, at least one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // max(1, workers))
+
+
+class Watch:
+    """What Hydra calls (conf/config.yaml, hydra.callbacks): in the launching process at the ends of a sweep, in a worker at
+    those of a cell. `cells`: how many the sweep has; None if its sweeper does not say.
+    """
+
+    def __init__(self, cells: int | None = None) -> None:
+        self.cells = cells
+        self.notes: Path | None = None
+        self.started = 0.0
+
+    def on_run_start(self, config: Any, **_: Any) -> None:
+        """One cell has its own progress bars."""
+
+    def on_run_end(self, config: Any, **_: Any) -> None:
+        """Nothing to close."""
+
+    def on_multirun_start(self, config: Any, **_: Any) -> None:
+        self.notes = Path(str(config.hydra.sweep.dir)).absolute() / ".sweeps" / uuid.uuid4().hex[:12]
+        Sweep.now = Sweep(self.notes, self.cells)
+
+    def on_multirun_end(self, config: Any, **_: Any) -> None:
+        """run.py closes the sweep, since Hydra does not come here when it was interrupted."""
+
+    def on_job_start(self, config: Any, **_: Any) -> None:
+        self.started = time.monotonic()
+
+    def on_job_end(self, config: Any, job_return: Any, **_: Any) -> None:
+        if self.notes and job_return.status.name == "COMPLETED":
+            note = job_return.return_value | {"seconds": time.monotonic() - self.started}
+            files.write(self.notes / f"{config.hydra.job.num}.json", json.dumps(note), sync=False)
+
+
+class Sweep:
+    """The sweep as the launching process sees it."""
+
+    now: Sweep | None = None
+
+    def __init__(self, notes: Path, cells: int | None) -> None:
+        self.notes, self.cells, self.began = notes, cells, time.monotonic()
+        self._over = Event()
+        self._bar = Thread(target=self._show, daemon=True) if console.is_terminal and sys.stdout.isatty() else None
+        if self._bar:
+            self._bar.start()
+
+    def outcomes(self) -> list[dict[str, Any]]:
+        """What the cells noted so far: state (done, passed or failed), name, folder, seconds, and why it failed."""
+        return list(read_notes(self.notes))
+
+    def _show(self) -> None:
+        columns = (TextColumn("sweep"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[left]}"))
+        with Progress(*columns, console=console, transient=True) as bar:
+            task = bar.add_task("", total=self.cells, left="")
+            while not self._over.wait(0.5):
+                found = self.outcomes()
+                bar.update(task, completed=len(found), left=state(found, self.cells, time.monotonic() - self.began))
+
+    def close(self) -> list[dict[str, Any]]:
+        """Ends the bar, removes the notes, and returns them."""
+        self._over.set()
+        if self._bar:
+            self._bar.join()
+        found = self.outcomes()
+        shutil.rmtree(self.notes, ignore_errors=True)
+        with suppress(OSError):  # another sweep may be under way
+            self.notes.parent.rmdir()
+        return found
+
+
+def read_notes(folder: Path) -> Iterator[dict[str, Any]]:
+    with suppress(OSError):
+        for path in sorted(folder.glob("*.json")):
+            with suppress(OSError, ValueError):  # gone, or on a share not all there yet
+                yield json.loads(path.read_text())
+
+
+def state(found: Sequence[dict[str, Any]], cells: int | None, elapsed: float) -> str:
+    """What stands beside the bar: failures, and how long the rest may take."""
+    failed = sum(note["state"] == "failed" for note in found)
+    parts = [f"{failed} failed"] if failed else []
+    worked = [note["seconds"] for note in found if note["state"] == "done"]
+    if cells and worked and (left := cells - len(found)) > 0:
+        low, high = (duration(seconds) for seconds in remaining(worked, left, elapsed))
+        parts.append(f"{low} to {high} left" if low != high else f"{low} left")
+    return ", ".join(parts)
+
+
+def remaining(worked: Sequence[float], left: int, elapsed: float) -> tuple[float, float]:
+    """Between how many seconds `left` more cells may take, if they are like those that `worked` (seconds of each).
+
+    Mean and two standard deviations of such a sum (more while few have run: close to Student's factor), with the error of
+    the mean itself, over how many ran side by side so far. Cells that were finished before are not among them.
+    """
+    mean = statistics.fmean(worked)
+    spread = statistics.stdev(worked) if len(worked) > 1 else mean
+    wide = (2 + 4 / len(worked)) * spread * math.sqrt(left + left**2 / len(worked))
+    side_by_side = max(sum(worked) / elapsed, 1e-9) if elapsed > 0 else 1.0
+    return max(0.0, mean * left - wide) / side_by_side, (mean * left + wide) / side_by_side
+
+
+def duration(seconds: float) -> str:
+    for limit, size, unit in ((100, 1, "s"), (6000, 60, "min"), (360000, 3600, "h")):
+        if seconds < limit:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds / 86400:.0f} days"

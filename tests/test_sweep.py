@@ -1,0 +1,91 @@
+"""The sweep around the cells: launchers' presets, who gets which GPU, the honest rest of the time, one failure among others."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_bench import bench, records
+
+from bench import config, machine, sweep
+from bench.errors import UserError
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_cards_are_shared_evenly_and_freed_at_death(tmp_path):
+    """Each process keeps the card with the fewest on it; a killed one leaves its place at once."""
+    code = "import sys; from pathlib import Path; from bench.machine import own_card as own\n"
+    code += (
+        "place = Path(sys.argv[1]); print(own(('a', 'b'), place), flush=True); own(('a', 'b'), place); sys.stdin.read()"
+    )
+
+    def worker() -> tuple[subprocess.Popen, int]:
+        pipe = subprocess.PIPE
+        process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdin=pipe, stdout=pipe, text=True)
+        return process, int(process.stdout.readline())
+
+    workers = [worker() for _ in range(3)]
+    try:
+        assert [card for _, card in workers] == [0, 1, 0]
+        workers[1][0].kill()
+        workers[1][0].wait()
+        assert machine.own_card(("a", "b"), tmp_path) == 1
+    finally:
+        for process, _ in workers:
+            process.kill()
+            process.communicate()
+
+
+def test_cores_are_divided():
+    cores = len(os.sched_getaffinity(0))
+    assert (
+        sweep.shared_cores(1) == cores and sweep.shared_cores(2) == max(1, cores // 2) and sweep.shared_cores(999) == 1
+    )
+
+
+def test_workers_without_a_launcher_are_refused():
+    with pytest.raises(UserError, match="needs a launcher: launcher=joblib"):
+        config.check_workers(4, "basic")
+    config.check_workers(4, "joblib")
+
+
+def test_the_rest_of_the_time_is_honest():
+    """Of sweeps whose cells take times of one distribution, at least nine in ten end within the interval named early on."""
+    draw = random.Random(1)
+    hits = 0
+    for _ in range(400):
+        times = [draw.lognormvariate(3, 0.5) for _ in range(40)]
+        workers = draw.choice([1, 4])
+        low, high = sweep.remaining(times[:8], 32, sum(times[:8]) / workers)
+        hits += low <= sum(times[8:]) / workers <= high
+    assert 360 <= hits < 400
+    assert sweep.remaining([10.0, 10.0], 3, 10.0) == pytest.approx((15, 15))  # two side by side
+    note = {"state": "done", "seconds": 60.0}
+    assert sweep.state([note, note, {"state": "failed"}, {"state": "passed"}], 5, 120.0) == "1 failed, 60 s left"
+    assert sweep.state([{"state": "passed", "seconds": 0.1}], 5, 1.0) == ""  # nothing was worked on: nothing is known
+
+
+def test_launchers_are_presets_that_change_no_cell(tmp_path):
+    """`launcher=joblib` is a sweep by itself; the cells are those of a plain run, and a finished one is not run again."""
+    words = ["attack=none", "defense=none", "train.epochs=1", "threads=1", f"runs={tmp_path}"]
+    assert bench(*words)[0] == 0
+    status, said = bench("launcher=joblib", "workers=2", *words, "defense=none,clp", "attack.target=0,99")
+    assert status == 1 and said.count("done already") == 1 and "2 of 4 cells failed" in said, said
+    assert "and 1 more: attack.target=99 does not exist" in said and "Traceback" not in said
+    assert len(records(tmp_path)) == 2 and not (tmp_path / ".sweeps").exists()
+
+
+def test_two_folders_of_runs_are_compared(tmp_path):
+    for place, acc in (("a", 1), ("b", 1), ("c", 2)):
+        (tmp_path / place / "cell").mkdir(parents=True)
+        (tmp_path / place / "cell/record.json").write_text(json.dumps({"acc": acc, "seconds": acc}))
+
+    def same(one: str, other: str) -> int:
+        command = [sys.executable, str(ROOT / "tests/same_runs.py"), str(tmp_path / one), str(tmp_path / other)]
+        return subprocess.run(command, capture_output=True).returncode
+
+    assert same("a", "b") == 0 and same("a", "c") == 1 and same("a", "nowhere") == 1
