@@ -17,7 +17,7 @@ from analysis.schema import AXES, read_text
 CONFIG_LIMIT = 1 << 16  # YAML is slow to read
 PARTS = {"dataset": "dataset", "model": "model", "train": "model", "attack": "attack"}
 """Which axis of a table a part of the config belongs to; every other part is the defence's."""
-HOW = {"seed", "device", "threads", "workers", "tracker", "runs"}
+HOW = {"seed", "device", "threads", "workers", "tracker", "runs", "checkpoint"}
 """What two cells with the same settings may differ in."""
 PART = re.compile(r"(?m)^(?=[A-Za-z_]+:)")
 

@@ -15,7 +15,7 @@ KNOWN: dict[str, dict[str, type | None]] = {
     "": dict.fromkeys(
         ("attack", "dataset", "model", "defense", "train", "tracker", "clean", "gate", "selection", "device", "check")
     )
-    | {"seed": int, "threads": int, "workers": int, "runs": str, "make_dense": bool},
+    | {"seed": int, "threads": int, "workers": int, "runs": str, "checkpoint": float, "make_dense": bool},
     "clean": {"tune": int, "select": int, "mix": int, "source": str, "balance": str},
     "gate": {"min_asr": float, "max_drop": float},
     "selection": {"rule": str, "max_drop": float, "stop": float},
@@ -25,7 +25,7 @@ KNOWN: dict[str, dict[str, type | None]] = {
 FILLED_IN = {"attack": {"shape", "num_classes"}, "model": {"num_classes", "channels", "size"}}
 """What run.py passes to attacks and models itself, from the data set."""
 
-HOW = {"device", "threads", "workers", "tracker", "runs"}
+HOW = {"device", "threads", "workers", "tracker", "runs", "checkpoint"}
 """How and where a cell runs: recorded, but part of no identity."""
 
 LATER: dict[str, Any] = {"make_dense": False}

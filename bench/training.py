@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from bench.data import Augment, ImageSet, generator
 from bench.errors import UserError
 from bench.plan import SCHEDULES, Plan
 from bench.progress import progress
+from bench.resume import Keep, Part
 
 Objective = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor | None]]
 """(model, x in [0, 1], y) -> (loss to descend, logits whose hits are counted, or None)."""
@@ -88,6 +90,8 @@ def fit(
     after_epoch: Callable[[Epoch], bool | None] | None = None,
     moving_statistics: bool = True,
     label: str = "training",
+    carry: tuple[Any, ...] = (),
+    keep: Keep | None = None,
 ) -> list[Epoch]:
     """Optimises `model` in place (in train mode; left in eval mode) and returns the epochs' losses and accuracies.
 
@@ -96,6 +100,8 @@ def fit(
     no accuracy is meant. `after_step()` runs after each update: mask clamping, a generator's own optimiser.
     `after_epoch(epoch)` may look at or change the model, and ends the training if it returns true.
     `moving_statistics=False` trains in eval mode: BatchNorm uses its running statistics and leaves them as they are.
+    `keep` lets an interrupted training go on where it was; `carry` is then all that the hooks draw from or change besides
+    the model: generators, modules, optimisers, tensors that count (changed in place).
 
     Raises UserError if the set is empty, if the model is not finite to begin with, if a batch is too small for BatchNorm,
     or if the loss stops being finite.
@@ -119,8 +125,13 @@ def fit(
     model.to(memory_format=layout)
 
     history: list[Epoch] = []
-    with progress(label, steps * passes) as advance:
-        for epoch in range(passes):
+    part = Part(keep, model=model, optimizer=optimizer, schedule=scheduler, carry=carry)
+    with part, progress(label, steps * passes) as advance:
+        begun = part.load() or {"epoch": 0, "step": 0, "history": []}
+        history += [Epoch(*means) for means in begun["history"]]
+        for _ in range(begun["epoch"] * steps + begun["step"]):
+            advance()
+        for epoch in range(begun["epoch"], passes):
             # The whole epoch's chance is drawn at once on the CPU: the same on every device, and no transfer in the loop.
             model.train(moving_statistics)
             order = epoch_order(len(data), plan, seed, epoch)
@@ -128,8 +139,12 @@ def fit(
             order = order.to(device)
             loss_sum = torch.zeros((), device=device)
             hits = torch.zeros((), device=device, dtype=torch.int64)
-            seen = 0
-            for step in range(steps):
+            seen, first = 0, 0
+            if epoch == begun["epoch"] and begun["step"]:
+                first, seen = begun["step"], begun["seen"]
+                loss_sum += begun["loss_sum"].to(device)
+                hits += begun["hits"].to(device)
+            for step in range(first, steps):
                 batch = slice(step * plan.batch_size, (step + 1) * plan.batch_size)
                 index = order[batch]
                 y = data.y[index]
@@ -152,6 +167,9 @@ def fit(
                     hits += (logits.detach().argmax(1) == y).sum()
                 seen += len(y)
                 advance()
+                if part.due():
+                    sums = {"loss_sum": loss_sum, "hits": hits, "seen": seen}
+                    part.save({"epoch": epoch, "step": step + 1, "history": [astuple(e) for e in history]} | sums)
             history.append(Epoch(float(loss_sum) / seen, int(hits) / seen))
             if not torch.isfinite(loss_sum):
                 raise UserError(
@@ -160,5 +178,7 @@ def fit(
                 )
             if after_epoch is not None and after_epoch(history[-1]):
                 break
+        if begun["epoch"] < passes:
+            part.finish({"epoch": passes, "step": 0, "history": [astuple(e) for e in history]})
     model.eval()
     return history

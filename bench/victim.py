@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -11,12 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from bench import config, machine, store, tac
+from bench import config, machine, shelf, store, tac
 from bench.attacks.base import Attack, Backdoor, Lab
 from bench.attacks.none import NoAttack
 from bench.data import Dataset, stream
 from bench.metrics import Exam, evaluate
 from bench.models import checked, normalised
+from bench.resume import Keep
 from bench.training import Plan, fit
 
 SAMPLES = 8  # test images kept before and after the trigger, to look at
@@ -49,21 +49,22 @@ class Bench:
     ) -> Backdoor:
         data, seed = self.data, settings["seed"]
         material = config.backdoor_material(settings, data.digest)
+        folder = store.folder_for(settings["runs"], names, material)
         torch.manual_seed(stream(seed, "init"))
         network = checked(self.network(), data.shape, data.num_classes)
         blank = Backdoor(normalised(network, data.mean, data.std).to(self.device), attack.trigger.to(self.device))
 
         def train(new: Backdoor) -> dict[str, Any]:
-            started = time.perf_counter()
-            learn = partial(fit, plan=self.plan, seed=stream(seed, "training"), augment=data.augment)
+            keep = Keep(shelf.part(folder), settings.get("checkpoint"), self.device)
+            learn = partial(fit, plan=self.plan, seed=stream(seed, "training"), augment=data.augment, keep=keep)
             facts = attack.inject(new.model, data, Lab(learn, stream(seed, "poison"), clean.model if clean else None))
             exam = Exam.of(data.test, new.trigger)
-            made = {"seconds": time.perf_counter() - started} | machine.environment(self.device)
+            made = {"seconds": keep.seconds, "interruptions": keep.interruptions, "exact": keep.exact}
+            made |= machine.environment(self.device)
             first = new.trigger.chosen(data.test).nonzero().flatten()[:SAMPLES]
             new.samples = {"original": data.test.x[first], "triggered": exam.triggered.x[:SAMPLES]}
             return {"metrics": vars(evaluate(new.model, exam)), "poison": facts, "made": made, "from": material}
 
-        folder = store.folder_for(settings["runs"], names, material)
         made = store.load_or_make(folder, blank, train)
         tac.leave(folder / "tac.csv", made, data.test)
         return made

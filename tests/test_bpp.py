@@ -42,7 +42,7 @@ def test_a_batch(dithering):
     attack = Bpp((3, 8, 8), 4, 0.2, 0.3, 4, dithering, target=2)
     seen = []
 
-    def fit(model, data, on_batch):
+    def fit(model, data, on_batch, **rest):
         x = data.x[:20] / 255
         seen.extend((x, *on_batch(x, data.y[:20])))
 
@@ -63,7 +63,7 @@ def test_a_small_batch_is_poisoned_now_and_then():
     attack = Bpp((3, 8, 8), 4, 0.1, 0.1, 4)
     images = ImageSet(torch.randint(256, (2, 3, 8, 8), dtype=torch.uint8), torch.tensor([1, 2]))
 
-    def fit(model, data, on_batch):
+    def fit(model, data, on_batch, **rest):
         for _ in range(200):
             on_batch(data.x / 255, data.y)
 

@@ -134,7 +134,7 @@ def test_a_batch():
     attack = DFST((3, 8, 8), 4, 0.2, 0.3, 0.6, 0.5, COLOURS, detox(epochs=2), target=2)
     seen = []
 
-    def fit(model, data, on_batch, after_epoch):
+    def fit(model, data, on_batch, after_epoch, **rest):
         for _ in range(2):
             seen.append(on_batch(data.x[:20] / 255, data.y[:20]))
             assert after_epoch(None) is None

@@ -21,6 +21,7 @@ class Lab:
     """What an attacker works with.
 
     `fit`: `bench.training.fit` with the run's plan, seed and augmentation filled in: fit(model, images, on_batch=…, …).
+    All that its hooks draw from or change, besides the model, is named in `carry`, so that a training can be taken up.
     `seed`: of all else that is drawn. `clean`: a clean model of the same bench, trained on the same data by the same
     plan, in eval mode; do not change it. Always there for an attack that says `needs_clean`.
     """

@@ -71,7 +71,7 @@ class Bpp(Attack):
 
     def inject(self, model, data, lab):
         train, trigger = data.train, self.trigger.to(data.train.x.device)
-        poisoned, dice = 0, generator(lab.seed, "bpp small batches")
+        poisoned, dice = torch.tensor(0), generator(lab.seed, "bpp small batches")
         rng = torch.Generator(train.x.device).manual_seed(stream(lab.seed, "bpp negatives"))
 
         def on_batch(x, y):
@@ -86,5 +86,5 @@ class Bpp(Attack):
             poisoned += count
             return x / 255, y
 
-        lab.fit(model, train, on_batch=on_batch)
-        return {"poisoned": poisoned, "poison_base": "batches", "poison_rate": self.poison_rate}
+        lab.fit(model, train, on_batch=on_batch, carry=(dice, rng, poisoned))
+        return {"poisoned": int(poisoned), "poison_base": "batches", "poison_rate": self.poison_rate}

@@ -6,12 +6,11 @@ that went through it are trained on under their own labels.
 Departures: NO PARITY in the trigger: the reference's style networks are not ours to give; a fixed filter (tone curves,
 light from below, local contrast) stands in. The injector descends the whole loss and keeps images similar, as the paper
 means; `slope=ssim` keeps the code's slip (no gradients pass the model, so SSIM alone trains it, driving images apart).
-Neurons are what the first linear layer after the last convolution reads: as in layer4 there, means of the last stage. At
-least one neuron and batch; a rate too small for an image a batch is a probability; images are uint8; the last model counts.
+Neurons: what the first linear layer after the last convolution reads, as layer4 there. At least one neuron and batch; a
+rate too small for an image a batch is a probability; images are uint8; the last model counts.
 """
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from bench.attacks.base import Attack, batch_count, check_rate, poison_count
@@ -60,31 +59,32 @@ class DFST(Attack):
         if detox_rate < 0 or poison_rate + detox_rate > 1:
             raise UserError(f"attack.detox_rate={detox_rate} must be 0 to 1 minus attack.poison_rate.")
         self.poison_rate, self.detox_rate, self.detox = poison_rate, detox_rate, detox
-        self.trigger = Style(shape[0], alpha, contrast, colours, num_classes, target)
+        self.trigger: Style = Style(shape[0], alpha, contrast, colours, num_classes, target)
 
     def inject(self, model, data, lab):
         train, device, target = data.train, data.train.x.device, self.trigger.target
         styled = self.trigger.to(device).stamp(train.x[train.y != target])
         rng, dice = torch.Generator(device).manual_seed(stream(lab.seed, "dfst")), generator(lab.seed, "small batches")
-        poisoned, size, injector = 0, 1, nn.Identity()
+        poisoned, size, on = torch.tensor(0), torch.tensor(1), torch.tensor(False)
+        injector = Injector(self.shape[0], self.detox.window, self.trigger.alpha).to(device)
 
         def some(images, count):
             return images[torch.randperm(len(images), generator=rng, device=device)[:count]].float() / 255
 
         def on_batch(x, y):
             """Stylised images replace the first of each (shuffled) batch, the next go through the injector."""
-            nonlocal poisoned, size
             x, y, count = x.clone(), y.clone(), batch_count(self.poison_rate, len(x), dice)
             after = slice(count, count + poison_count(self.detox_rate, len(x)))
-            x[:count], y[:count], x[after] = some(styled, count), target, injector(x[after])
-            poisoned, size = poisoned + count, max(size, len(x))
+            x[:count], y[:count], x[after] = some(styled, count), target, injector(x[after]) if on else x[after]
+            poisoned.add_(count), size.clamp_(min=len(x))
             return x, y
 
         def after_epoch(epoch):
-            nonlocal injector
-            count = size * max(1, poison_count(self.detox.share, -(-len(train) // size)))
+            count = (batch := int(size)) * max(1, poison_count(self.detox.share, -(-len(train) // batch)))
             found = some(train.x, count), some(styled, count)
-            injector = self.detox.injector(model.eval(), *found, target, self.trigger.alpha, size, rng)
+            new = self.detox.injector(model.eval(), *found, target, self.trigger.alpha, batch, rng)
+            injector.delta.data, on[()] = new.delta.data, True
 
-        lab.fit(model, train, on_batch=on_batch, after_epoch=after_epoch)
-        return {"poisoned": poisoned, "poison_base": "batches", "poison_rate": self.poison_rate}
+        carry = rng, dice, poisoned, size, on, injector
+        lab.fit(model, train, on_batch=on_batch, after_epoch=after_epoch, carry=carry)
+        return {"poisoned": int(poisoned), "poison_base": "batches", "poison_rate": self.poison_rate}

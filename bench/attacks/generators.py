@@ -79,10 +79,12 @@ def frozen(net: nn.Module) -> nn.Module:
     return net.to(memory_format=torch.contiguous_format).eval().requires_grad_(False)
 
 
-def beside(net: nn.Module, lr: float, milestones: Sequence[int], zero_grad: bool = True) -> dict[str, Callable]:
+def beside(
+    net: nn.Module, lr: float, milestones: Sequence[int], zero_grad: bool = True, carry: tuple[Any, ...] = ()
+) -> dict[str, Any]:
     """Hooks of `fit` that train a network by its own Adam with the classifier's loss: x 0.1 at each milestone (epoch).
 
-    Without `zero_grad` gradients add up over the whole training.
+    Without `zero_grad` gradients add up over the whole training. `carry`: see `fit`; what else the attack's hooks hold.
     """
     adam = torch.optim.Adam(net.train().requires_grad_().parameters(), lr, (0.5, 0.9))
     schedule = torch.optim.lr_scheduler.MultiStepLR(adam, milestones)
@@ -92,7 +94,11 @@ def beside(net: nn.Module, lr: float, milestones: Sequence[int], zero_grad: bool
         if zero_grad:
             adam.zero_grad()
 
-    return {"after_step": after_step, "after_epoch": lambda epoch: schedule.step()}
+    return {
+        "after_step": after_step,
+        "after_epoch": lambda epoch: schedule.step(),
+        "carry": (net, adam, schedule, *carry),
+    }
 
 
 def stages(shape: Sequence[int], most: int = 3) -> int:

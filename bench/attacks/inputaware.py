@@ -68,7 +68,7 @@ class InputAware(Attack):
 
     def inject(self, model, data, lab):
         self.prepare(data, lab)
-        trigger, dice, poisoned = self.trigger, generator(lab.seed, "inputaware small batches"), 0
+        trigger, dice, poisoned = self.trigger, generator(lab.seed, "inputaware small batches"), torch.tensor(0)
 
         def objective(model, x, y):
             """The first images of each (shuffled) batch get their own triggers, as many after them those of others."""
@@ -85,6 +85,6 @@ class InputAware(Attack):
             apart = [(one - other) / trigger.std for one, other in (pairs, patterns)]
             return loss + self.lambda_div * diversity(*apart), logits
 
-        lab.fit(model, data.train, objective=objective, **beside(trigger.paint, *self.paint_training))
+        lab.fit(model, data.train, objective=objective, **beside(trigger.paint, *self.paint_training, (dice, poisoned)))
         frozen(trigger.paint)
-        return {"poisoned": poisoned, "poison_base": "batches", "poison_rate": self.poison_rate}
+        return {"poisoned": int(poisoned), "poison_base": "batches", "poison_rate": self.poison_rate}

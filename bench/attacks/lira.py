@@ -60,7 +60,7 @@ class LIRA(Attack):
         return self.alpha * F.cross_entropy(logits, y) + (1 - self.alpha) * poison, logits
 
     def inject(self, model, data, lab):
-        trigger, poisoned = self.trigger.to(data.train.x.device), 0
+        trigger, poisoned = self.trigger.to(data.train.x.device), torch.tensor(0)
         student = copy.deepcopy(trigger.net).requires_grad_().train()
         adam = torch.optim.Adam(weights := list(student.parameters()), self.generator_lr)
 
@@ -83,6 +83,7 @@ class LIRA(Attack):
             trigger.net.load_state_dict(student.state_dict())
 
         first = copy.deepcopy(model) if self.scratch else model
-        lab.fit(first, data.train, plan=self.generate, objective=together, after_epoch=hand_over, label="generator")
-        lab.fit(model, data.train, objective=alone)
-        return {"poisoned": poisoned, "poison_base": "batches", "poison_rate": self.poison_rate}
+        lab.fit(first, data.train, plan=self.generate, objective=together, after_epoch=hand_over,
+                carry=(student, adam, trigger.net), label="generator")  # fmt: skip
+        lab.fit(model, data.train, objective=alone, carry=(poisoned,))
+        return {"poisoned": int(poisoned), "poison_base": "batches", "poison_rate": self.poison_rate}

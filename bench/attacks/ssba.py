@@ -59,20 +59,20 @@ class SSBA(PoisonAttack):
             trigger.encoder,
             seeded(stream(lab.seed, "decoder"), Decoder, self.shape, self.bits).to(device),
         )
-        rng, epochs = torch.Generator(device).manual_seed(stream(lab.seed, "messages")), list[object]()
+        rng, epochs = torch.Generator(device).manual_seed(stream(lab.seed, "messages")), torch.tensor(0)
 
         def objective(_, x, y):
             bits = torch.randint(2, (len(x), self.bits), generator=rng, device=device).float()
             residual = encoder(x, bits)
             hidden = (x + residual).clamp(0, 1)
             read = F.binary_cross_entropy_with_logits(decoder(hidden), bits)
-            if len(epochs) < self.message_only:
+            if epochs < self.message_only:
                 return read, None
             unlike = self.change * residual.square().mean() + self.likeness * (1 - ssim(x, hidden).mean())
             return self.message * read + unlike, None
 
         lab.fit(nn.ModuleList([encoder, decoder]), data.train, plan=self.hide, objective=objective,
-                after_epoch=lambda epoch: epochs.append(epoch), label="encoder")  # fmt: skip
+                after_epoch=lambda epoch: epochs.add_(1) is None, carry=(rng, epochs), label="encoder")  # fmt: skip
         trigger.to(memory_format=torch.contiguous_format)  # as it will be when loaded: the same results to the last bit
         stamped = trigger.stamp(data.test.x)
         with torch.no_grad():

@@ -57,7 +57,7 @@ class WaNet(Attack):
         device = data.train.x.device
         trigger, dice = self.trigger.to(device), generator(lab.seed, "warp small batches")
         rng = torch.Generator(device).manual_seed(stream(lab.seed, "warp noise"))
-        poisoned = 0
+        poisoned = torch.tensor(0)
 
         def on_batch(x, y):
             """The first images of each (shuffled) batch are warped to the target, the next ones warped with noise."""
@@ -71,6 +71,6 @@ class WaNet(Attack):
             poisoned += count
             return x, y
 
-        lab.fit(model, data.train, on_batch=on_batch)
+        lab.fit(model, data.train, on_batch=on_batch, carry=(dice, rng, poisoned))
         # Drawn anew in every batch: `poisoned` counts draws over the whole training, the rate is of each batch.
-        return {"poisoned": poisoned, "poison_base": "batches", "poison_rate": self.poison_rate}
+        return {"poisoned": int(poisoned), "poison_base": "batches", "poison_rate": self.poison_rate}
