@@ -35,6 +35,9 @@ gallery: $(STAMP)  ## what each stored attack does to images, in runs/gallery
 bench: $(STAMP)  ## speed against the official procedures, ten minutes on two quiet cores; ROWS=clp,ep for some of it
 	@$(BIN)/python -m benchmarks $(if $(ROWS),--only $(ROWS))
 
+localisation: $(STAMP)  ## do pruners find the backdoor's channels? their scores against TAC, in runs/localisation
+	@$(BIN)/python -m analysis.localisation --runs $(RUNS)
+
 report: $(STAMP)  ## one HTML page of all finished cells, with everything in it, in runs/report
 	@$(BIN)/python -m analysis.report --runs $(RUNS)
 

@@ -1,0 +1,109 @@
+"""How well a pruner's scores find the channels that carry the backdoor: one number per question, for one cell.
+
+Truth is the trigger-activated change (TAC; Zheng et al., CLP, ECCV 2022) of each channel, which bench leaves as tac.csv beside a
+backdoored model. Feature maps of different sizes have changes of different sizes, so it is taken relative to its layer:
+(TAC - mean) / standard deviation. Backdoor channels are the `share` of all channels where that is largest.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.metrics import roc_auc_score
+
+from analysis.schema import read_text
+
+SHARE = 0.01
+LIMIT = 1 << 24  # bytes; a network of 30,000 channels has 1.5 MiB
+Layers = Mapping[str, np.ndarray]
+"""Layer -> one number per channel."""
+
+
+class Elsewhere(ValueError):
+    """The scores are about other layers than the truth."""
+
+
+def read_channels(path: Path) -> dict[str, np.ndarray]:
+    """A CSV of layer, channel and a number, the channels of each layer in order from 0. Raises OSError, ValueError."""
+    rows = list(csv.reader(io.StringIO(read_text(path, LIMIT))))[1:]
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        if len(row) != 3 or row[1] != str(len(found.get(row[0], ()))):
+            raise ValueError(f"{path.name} has a row out of order: {str(row)[:60]}")
+        found.setdefault(row[0], []).append(float(row[2]))
+    if not found:
+        raise ValueError(f"{path.name} is empty")
+    return {layer: np.array(values) for layer, values in found.items()}
+
+
+def standard(values: np.ndarray) -> np.ndarray:
+    """Relative to the layer; all 0 in a layer without spread."""
+    spread = values.std(ddof=1) if len(values) > 1 else 0.0
+    return (values - values.mean()) / spread if spread > 0 and math.isfinite(spread) else np.zeros(len(values))
+
+
+def order(scores: Layers, rule: str) -> dict[str, np.ndarray]:
+    """Higher is pruned earlier, over all layers: some rules (the class named in the settings) compare within layers."""
+    name = rule.rpartition(".")[2]
+    if name == "ZScore":
+        return {layer: standard(values) for layer, values in scores.items()}
+    if name == "OneIn":
+        return {layer: pd.Series(values).rank(pct=True).to_numpy() for layer, values in scores.items()}
+    return dict(scores)
+
+
+def truth(tac: Layers, share: float = SHARE) -> tuple[np.ndarray, np.ndarray]:
+    """Over all layers, one after the other: the relative TAC, and whether a channel is one of the backdoor's."""
+    relative = np.concatenate([standard(values) for values in tac.values()])
+    count = max(1, round(share * len(relative)))
+    wanted = np.zeros(len(relative), dtype=bool)
+    wanted[np.argsort(-relative, kind="stable")[:count]] = True
+    return relative, wanted
+
+
+def ranked(tac: Layers, scores: Layers, rule: str) -> np.ndarray:
+    """What `order` gives to each channel of the truth; -inf where there is no score, which is never pruned.
+
+    Raises Elsewhere where no layer is scored, ValueError where a layer has another number of channels.
+    """
+    if not tac.keys() & scores.keys():
+        raise Elsewhere(f"its scores name other layers, such as {next(iter(scores))[:60]!r}")
+    levels = order(scores, rule)
+    for layer in tac.keys() & levels.keys():
+        if len(levels[layer]) != len(tac[layer]):
+            raise ValueError(f"layer {layer[:60]!r} has {len(levels[layer])} scores and {len(tac[layer])} channels")
+    parts = [levels.get(layer, np.full(len(values), -np.inf)) for layer, values in tac.items()]
+    return np.nan_to_num(np.concatenate(parts), nan=-np.inf, posinf=np.inf, neginf=-np.inf)
+
+
+def found(level: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """[n + 1]: how many backdoor channels are among the first 0, 1, ..., n pruned; of tied channels, as by chance."""
+    ranks = pd.Series(-level).rank(method="min").to_numpy()
+    per_rank = pd.Series(wanted.astype(float)).groupby(ranks).transform("mean").to_numpy()
+    return np.concatenate([[0.0], np.cumsum(per_rank[np.argsort(ranks, kind="stable")])])
+
+
+def measure(tac: Layers, scores: Layers, rule: str, share: float = SHARE) -> dict[str, Any]:
+    """`auroc` of the scores against the backdoor channels (0.5: chance), `precision` among the first k pruned, k being the
+    number of backdoor channels, and `rank`: Spearman's correlation with the relative TAC (None where all scores are alike).
+    """
+    relative, wanted = truth(tac, share)
+    level = ranked(tac, scores, rule)
+    ranks = pd.Series(level).rank()
+    k = int(wanted.sum())
+    rho = ranks.corr(pd.Series(relative).rank()) if ranks.nunique() > 1 else math.nan
+    return {
+        "auroc": float(roc_auc_score(wanted, ranks)) if 0 < k < len(wanted) else None,
+        "precision": float(found(level, wanted)[k] / k),
+        "rank": None if math.isnan(rho) else float(rho),
+        "k": k,
+        "channels": len(wanted),
+        "scored": int(np.isfinite(level).sum()),
+    }

@@ -1,0 +1,212 @@
+"""Do pruners find the backdoor's channels? Their scores against the trigger-activated change (TAC) of every channel."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from analysis import channels, command, render
+from analysis.channels import SHARE, Elsewhere, measure, read_channels
+from analysis.index import Index
+from analysis.load import Problem, load, read, reason
+from analysis.render import Entry, Grid, Table
+from analysis.schema import AXES
+from analysis.sheets import Key, Sheet, label, mean, number, sheets, std
+
+MEASURES = {"auroc": "AUROC", "precision": "P@k", "rank": "rank corr."}
+MODEL = re.compile(r"\w[\w.-]*")
+
+
+def tac_of(row: Mapping[str, Any]) -> Path:
+    """The tac.csv of a cell's backdoored model: found from where the cell lies, for a record must not name places to read."""
+    folder = Path(row["folder"])
+    if len(folder.absolute().parts) < 6 or not MODEL.fullmatch(str(row.get("backdoor") or "")):
+        raise ValueError("it does not say which backdoored model it is about")
+    dataset, model, attack = folder.absolute().parts[-5:-2]
+    return folder.absolute().parents[4] / "backdoors" / dataset / model / attack / str(row["backdoor"]) / "tac.csv"
+
+
+def cell(row: Mapping[str, Any], rule: str, share: float) -> dict[str, Any]:
+    """What `measure` says of one cell, or `what`: why it cannot be measured."""
+    try:
+        tac, scores = tac_of(row), Path(row["folder"]) / "scores.csv"
+        if not tac.is_file():
+            return {
+                "what": "there is no tac.csv beside its model; run the cell again, elsewhere or after removing its record"
+            }
+        return measure(read_channels(tac), read_channels(scores), rule, share)
+    except Elsewhere as error:
+        return {"what": str(error), "elsewhere": True}
+    except (OSError, ValueError, IndexError) as error:
+        return {"what": reason(error)}
+
+
+def measured(root: Path, share: float) -> tuple[pd.DataFrame, list[dict[str, Any]], list[Problem]]:
+    """All finished cells; for each that has scores and a trigger, its names with what was measured; and the problems."""
+    frame, problems = load(root)
+    rules = {row["where"]: row["settings"].get("defense.rule._target_", "") for row in read(root)[0]}
+    out, wrong = [], []
+    with Index(root, f"localisation-{share:g}", (__file__, channels.__file__)) as index:
+        for row in records(frame):
+            scores = f"{row['folder']}/scores.csv"
+            if row["attack"] == "none" or not Path(scores).is_file():
+                continue
+            names: dict[str, Any] = {key: row[key] for a in AXES for key in (a, f"{a}_settings")} | {
+                "seed": row["seed"]
+            }
+            files = [scores, f"{row['folder']}/record.json", f"{row['folder']}/.hydra/config.yaml"]
+            with suppress(ValueError):
+                files.append(str(tac_of(row)))
+            look = partial(cell, row, rules.get(row["where"], ""), share)
+            made = index.get(row["where"], files, lambda _, look=look: look(), Path())  # type: ignore[misc]
+            if "what" in made and not made.get("elsewhere"):
+                wrong.append(Problem("other", row["where"], f"not measured: {made['what']}"))
+            else:
+                out.append(names | {"needs": row["needs"], "where": row["where"]} | made)
+    return frame, out, [*problems, *wrong]
+
+
+def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
+
+
+# -- the table ---------------------------------------------------------------------------------------------------------
+def table(sheet: Sheet, rows: Sequence[Mapping[str, Any]], share: float) -> Table | None:
+    """Defences as rows; per attack that took for some seed, and on average, the three measures. None without a number."""
+    took = {(r["attack"], r["attack_settings"], r["seed"]) for r in records(sheet.rows) if r["took"]}
+    own = [r for r in rows if place(r) == (sheet.dataset, sheet.model)]
+    used = [r for r in own if "what" not in r and (r["attack"], r["attack_settings"], r["seed"]) in took]
+    attacks = [key for key in sheet.attacks if any(of(r, "attack") == key for r in used)]
+    defenses = [key for key in sheet.defenses if any(of(r, "defense") == key for r in used)]
+    if not used:
+        return None
+    cells = {
+        (d, a): [r for r in used if (of(r, "defense"), of(r, "attack")) == (d, a)] for d in defenses for a in attacks
+    }
+    marks = {a: styles({d: cells[d, a] for d in defenses if d not in sheet.cheats}) for a in attacks}
+    body = []
+    for defense in defenses:
+        entries = [e for a in attacks for e in triple(cells[defense, a], marks[a].get(defense, ""))]
+        every = [cells[defense, a] for a in attacks if cells[defense, a]]
+        means = [mean([mean(of_all) for part in every if (of_all := numbers(part, name))]) for name in MEASURES]
+        body.append([Entry(label(defense)), *entries, *(Entry(text(value)) for value in means)])
+    groups = [
+        ("", ["defence"]),
+        *((label(a), list(MEASURES.values())) for a in attacks),
+        ("average", list(MEASURES.values())),
+    ]
+    counts = sorted({(r["k"], r["channels"]) for r in used})
+    elsewhere = sorted({label(of(r, "defense")) for r in own if "what" in r})
+    notes = [legend(sheet, share)]
+    if elsewhere:
+        notes.append(
+            f"Left out, because their scores are about other layers (convolutions) than TAC: {', '.join(elsewhere)}."
+        )
+    few = [r for r in used if r["scored"] < r["channels"]]
+    partly = sorted({f"{label(of(r, 'defense'))} ({r['scored']} of {r['channels']})" for r in few})
+    if partly:
+        notes.append(f"Scored only some channels, the others count as pruned last: {', '.join(partly)}.")
+    caption = [
+        f"Backdoor channels: the {share:.0%} of all channels whose trigger-activated change (TAC), relative to their layer, is "
+        f"largest ({'; '.join(f'{k} of {n}' for k, n in counts)}).",
+        "Mean ± standard deviation over seeds whose attack took.",
+    ]  # fmt: skip
+    title = f"{label(sheet.dataset)}, {label(sheet.model)}: do pruners find the backdoor's channels?"
+    return Table(title, caption, Grid(groups, body, texts=1), [], notes)
+
+
+def legend(sheet: Sheet, share: float) -> str:
+    said = (
+        f"AUROC: of the scores in the order in which the defence prunes; 0.5 is chance, below it backdoor channels are spared. "
+        f"P@k: the share of backdoor channels among the first k pruned, k being their number; chance is {share:g}. "
+        "rank corr.: Spearman's, over all channels. In bold the highest AUROC of each attack, in italics the second."
+    )
+    cheats = [label(d) for d in sheet.defenses if d in sheet.cheats]
+    return said + (
+        f" {', '.join(cheats)} sees the trigger, on other images than TAC is measured on: the bound." if cheats else ""
+    )
+
+
+def place(row: Mapping[str, Any]) -> tuple[Key, Key]:
+    return of(row, "dataset"), of(row, "model")
+
+
+def of(row: Mapping[str, Any], axis: str) -> Key:
+    return row[axis], row[f"{axis}_settings"]
+
+
+def numbers(rows: Sequence[Mapping[str, Any]], name: str) -> list[float]:
+    return [row[name] for row in rows if row[name] is not None]
+
+
+def text(value: float) -> str:
+    return "–" if value != value else number(value, 2)
+
+
+def triple(rows: Sequence[Mapping[str, Any]], style: str) -> Iterator[Entry]:
+    for name in MEASURES:
+        values = numbers(rows, name)
+        spread = f" ± {number(std(values), 2)}" if len(values) > 1 else ""
+        yield Entry(text(mean(values)) + spread, style if name == "auroc" else "")
+
+
+def styles(cells: Mapping[Key, Sequence[Mapping[str, Any]]]) -> dict[Key, str]:
+    """Highest and second highest AUROC, compared as printed."""
+    shown = {d: number(mean(values), 2) for d, rows in cells.items() if (values := numbers(rows, "auroc"))}
+    marks = dict(zip(sorted(set(shown.values()), key=float, reverse=True), ("best", "second"), strict=False))
+    return {d: marks.get(value, "") for d, value in shown.items()}
+
+
+# -- the program -------------------------------------------------------------------------------------------------------
+def make(root: Path, share: float = SHARE) -> tuple[dict[str, str], list[Problem]]:
+    """File name -> text, and the problems. No texts where nothing could be measured."""
+    frame, rows, problems = measured(root, share)
+    if not len(frame):
+        return {}, problems
+    made = [t for sheet in sheets(frame, problems) if (t := table(sheet, rows, share))]
+    if not made:
+        return {}, problems
+    kept = [{k: v for k, v in row.items() if k not in ("what", "elsewhere")} for row in rows if "what" not in row]
+    return {"localisation.md": render.markdown(made, []), "localisation.csv": render.csv_text(kept)}, problems
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = command.parser(
+        "localisation",
+        "Holds the scores of every pruner against the trigger-activated change of each channel; writes localisation.md and .csv.",
+        "localisation",
+    )
+    parser.add_argument(
+        "--share", type=float, default=SHARE, help="of all channels that count as the backdoor's (0.01)"
+    )
+    command.document(parser)
+    options = parser.parse_args(arguments)
+    if not 0 < options.share < 1:
+        return command.refuse(f"--share {options.share:g} must lie between 0 and 1, such as 0.01.")
+    texts, problems = make(options.runs, options.share)
+    for problem in problems:
+        print(render.plain(str(problem)), file=sys.stderr)
+    if not texts:
+        return command.refuse(
+            f"There is no pruner's cell with scores and a tac.csv beside its model in {options.runs}."
+        )
+    out = options.out or options.runs / "localisation"
+    try:
+        for name, content in texts.items():
+            render.write(out / name, content)
+    except OSError as error:
+        return command.no_room(out, error)
+    print(texts["localisation.md"], end="")
+    print(f"Also in {out}: {', '.join(texts)}.", file=sys.stderr)
+    return command.put_into(options.into, "localisation", texts["localisation.md"]) if options.into else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
