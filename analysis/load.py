@@ -19,7 +19,8 @@ from analysis.index import Index
 from analysis.schema import AXES, read_record
 from analysis.settings import read_settings, set_apart
 
-SKIP = {"backdoors", "cache", "tables", "plots", "gallery", "report", "dashboards", "localisation"}  # under the root: no cells
+MADE = {"tables", "plots", "gallery", "report", "dashboards", "localisation"}
+SKIP = {"backdoors", "cache"} | MADE  # under the root: no cells
 CODE = (__file__, schema.__file__, settings.__file__)
 
 
