@@ -16,6 +16,7 @@ import pandas as pd
 
 from analysis import schema, settings
 from analysis.index import Index
+from analysis.revisions import stale
 from analysis.schema import AXES, read_record
 from analysis.settings import read_settings, set_apart
 
@@ -26,7 +27,7 @@ CODE = (__file__, schema.__file__, settings.__file__)
 
 @dataclass(frozen=True)
 class Problem:
-    """Something under the root that is not a finished cell: `kind` is failed, damaged or other."""
+    """Something under the root that is not a finished cell: `kind` is failed, damaged, stale or other."""
 
     kind: str
     where: str  # relative to the root
@@ -65,7 +66,7 @@ def load(root: str | Path) -> tuple[pd.DataFrame, list[Problem]]:
 def read(root: Path) -> tuple[list[dict[str, Any]], list[Problem]]:
     """A row for every folder in which a cell finished or failed: its record, or its names where they are known.
 
-    Besides: `kind` (done, failed or damaged), `what` went wrong, `folder`, `where` (relative to the root) and `settings`.
+    Besides: `kind` (done, failed, damaged or stale), `what` went wrong, `folder`, `where` (relative to the root) and `settings`.
     """
     rows, problems = [], []
     with Index(root, "cells", CODE) as index:
@@ -75,7 +76,9 @@ def read(root: Path) -> tuple[list[dict[str, Any]], list[Problem]]:
             found, unknown = index.get(where, files, read_cell, Path(folder))
             if unknown:
                 problems.append(Problem("other", where, f"its settings are unknown ({unknown})"))
-            if found["kind"] != "done":
+            if found["kind"] == "done" and (why := stale(found)):
+                found = found | {"kind": "stale", "what": why}
+            elif found["kind"] != "done":
                 found = named_by(Path(folder)) | found
             # last: a record must not name files to read
             rows.append(found | {"folder": folder, "where": where})

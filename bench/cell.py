@@ -12,7 +12,6 @@ from typing import Any
 
 from bench import files
 from bench.cli import sentence
-from bench.turn import Busy
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +45,6 @@ def failures(folder: Path) -> Iterator[None]:
     path = folder / "error.txt"
     try:
         yield
-    except Busy:
-        raise
     except Exception as error:
         error.reported = sentence(error)  # type: ignore[attr-defined]
         log.error("failed: %s (traceback in %s)", error.reported, path)  # type: ignore[attr-defined]

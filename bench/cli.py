@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -93,12 +94,25 @@ def sentence(error: BaseException) -> str:
     return f"unexpected {type(error).__name__}: {head[0]}"
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as a batch system sends it before it kills: an interruption, with the exit status that such systems know."""
+
+    status = 143
+
+
+def terminable() -> None:
+    def stop(number: int, frame: object) -> None:
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, stop)
+
+
 def close(error: BaseException | None, outcomes: Sequence[Mapping[str, Any]]) -> int:
     """Says what ended the program (unless its cell did) and which cells of a sweep failed; returns the exit status."""
     failed = [note for note in outcomes if note["state"] == "failed"]
     if isinstance(error, KeyboardInterrupt):
         print("\nInterrupted. Finished cells are kept; the same command goes on from here.", file=sys.stderr)
-        return 130
+        return getattr(error, "status", 130)
     if error and not getattr(error, "reported", False):
         print(f"error: {sentence(error)}", file=sys.stderr)
     if failed:

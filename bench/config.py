@@ -7,6 +7,7 @@ import inspect
 from typing import Any
 
 from analysis.operating_point import SENTENCES
+from analysis.revisions import counted_up
 from bench import PROTOCOL
 from bench.errors import UserError, nearest
 from bench.files import digest
@@ -110,7 +111,7 @@ def _kind(parameter: inspect.Parameter) -> type | None:
 def run_id(config: dict[str, Any]) -> str:
     """The identity of a cell: everything in the composed config except how and where it runs."""
     material = {key: value for key, value in config.items() if key not in HOW and LATER.get(key, ...) != value}
-    return digest({"protocol": PROTOCOL} | material)[:8]
+    return digest({"protocol": PROTOCOL} | material | counted_up(material))[:8]
 
 
 def clean_twin(config: dict[str, Any]) -> dict[str, Any]:
@@ -121,4 +122,5 @@ def clean_twin(config: dict[str, Any]) -> dict[str, Any]:
 def backdoor_material(config: dict[str, Any], data_digest: str) -> dict[str, Any]:
     """What shapes a backdoored model: data, network, attack and training. Not the defence, not the paths."""
     dataset = {key: value for key, value in config["dataset"].items() if key not in WHERE}
-    return {"data": data_digest, "dataset": dataset} | {key: config[key] for key in ("model", "attack", "train")}
+    parts = {"dataset": dataset} | {key: config[key] for key in ("model", "attack", "train")}
+    return {"data": data_digest} | parts | counted_up(parts)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.operating_point import SENTENCES, choose
+from analysis.revisions import stated
 from bench import PROTOCOL, faults, files
 from bench.attacks.base import Backdoor
 from bench.cell import SCHEMA
@@ -59,6 +60,14 @@ def cost(scores: Scores | None, repair: float, total: float) -> dict[str, Any]:
     return {"channels": channels, "seconds": repair, "seconds_curve": total - repair}
 
 
+def origin(backdoor: Backdoor, settings: Mapping[str, Any], repeat: str) -> dict[str, Any]:
+    """What a second run can be held against: revisions, digests of weights and predictions, and how equal it will be."""
+    stored = backdoor.card["sha256"]
+    digests = {f"digest_{part}": stored.get(f"{part}.safetensors") for part in ("model", "trigger")}
+    digests["digest_predictions"] = backdoor.card.get("predictions")
+    return {"revisions": stated(settings), "repeat": repeat} | digests
+
+
 def write(folder: Path, record: dict[str, Any], curve: Sequence[Mapping[str, Any]], scores: Scores | None) -> None:
     """All files of a finished cell; record.json last, whole, and never in place of another."""
     faults.hit("record.write")
@@ -68,6 +77,9 @@ def write(folder: Path, record: dict[str, Any], curve: Sequence[Mapping[str, Any
         files.write(folder / "scores.csv", table(("layer", "channel", "score"), rows))
         files.write(folder / "layers.csv", table(("layer", "channels", *SENTENCES), layers(record, curve)))
     flat = {"schema": SCHEMA, "protocol": PROTOCOL} | record
+    for name in ("curve", "scores"):
+        if (path := folder / f"{name}.csv").exists():
+            flat[f"digest_{name}"] = files.sha256(path)
     if not files.publish(folder / "record.json", json.dumps(flat, indent=1, allow_nan=False) + "\n"):
         log.warning("another process finished this cell first; its record stays (%s).", folder)
 

@@ -59,6 +59,7 @@ def main(cfg: DictConfig) -> dict[str, str]:
 def run(cfg: DictConfig, settings: dict, folder: Path, names: Mapping) -> dict:
     """The pipeline. `settings`: cfg as plain data; `names`: what was chosen for each config group. Returns the record."""
     from bench import dense, machine, record  # these take seconds to load, and a finished cell needs none of them
+    from bench.repeat import verdict
     from bench.scene import repair, scene
 
     # compose: every part that can be wrong is built before anything is trained
@@ -90,6 +91,9 @@ def run(cfg: DictConfig, settings: dict, folder: Path, names: Mapping) -> dict:
         result |= dense.leave(folder / "dense", made.chosen.model, stage.data.shape)
     if made.chosen and check:
         result |= check.columns(stage, made.chosen)
+    precision = settings["train"].get("precision", "fp32")
+    repeat = verdict(stage.attack, backdoor, stage.data.train, precision)
+    result |= record.origin(backdoor, settings, repeat)
     record.write(folder, result, made.rows, made.scores)
     tracker.log(folder, settings, result, made.rows, made.scores)
     return result
@@ -116,6 +120,7 @@ if __name__ == "__main__":
     OmegaConf.register_new_resolver("cells", lambda *, _root_: cells(_root_))
     OmegaConf.register_new_resolver("shared_cores", sweep.shared_cores)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hand errors on, so that `explain` can say them in one sentence
+    cli.terminable()
     trouble: BaseException | None = None
     try:
         main()

@@ -25,12 +25,6 @@ log = logging.getLogger(__name__)
 
 BEAT = 15.0  # seconds between two counts
 GRACE = 150.0  # network file systems show a change after a minute at worst
-patient = True
-"""Whether to wait for others by default; a sweep that has other cells to run does not."""
-
-
-class Busy(Exception):
-    """Another process is at it, and waiting was not asked for."""
 
 
 def here() -> str:
@@ -41,17 +35,16 @@ def here() -> str:
 
 
 @contextmanager
-def turn(target: Path, doing: str, wait: bool | None = None) -> Iterator[None]:
+def turn(target: Path, doing: str) -> Iterator[None]:
     """Runs the block while no other process runs one for the same `target`; look there first, its work may be done.
 
-    `doing`: for the line that is shown while waiting, such as `training this model`. `wait`: see `patient`; raises Busy
-    if it is not to wait. The lock is a hidden file beside the target and stays there.
+    `doing`: for the line that is shown while waiting, such as `training this model`. The lock is a hidden file beside the
+    target and stays there.
     """
-    wait = patient if wait is None else wait
     files.make_folder(target.parent)
     beat = target.with_name(f".{target.name}.beat")
     lock = FileLock(target.with_name(f".{target.name}.lock"))
-    clock = Patience(target, doing, wait)
+    clock = Patience(target, doing)
     while not lock.is_locked:
         try:
             lock.acquire(timeout=0)
@@ -109,13 +102,11 @@ def keep_counting(beat: Path, stop: threading.Event) -> None:
 class Patience:
     """Waits, and says so after growing intervals."""
 
-    def __init__(self, target: Path, doing: str, wait: bool) -> None:
-        self.target, self.doing, self.willing = target, doing, wait
+    def __init__(self, target: Path, doing: str) -> None:
+        self.target, self.doing = target, doing
         self.started, self.next = time.monotonic(), 0.0
 
     def wait(self, seconds: float) -> None:
-        if not self.willing:
-            raise Busy(f"another process is {self.doing} ({self.target})")
         waited = time.monotonic() - self.started
         if waited >= self.next:
             log.info("waiting: another process is %s, %s (%d s so far)", self.doing, self.target, waited)

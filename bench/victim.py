@@ -14,8 +14,9 @@ from bench import config, machine, shelf, store, tac
 from bench.attacks.base import Attack, Backdoor, Lab
 from bench.attacks.none import NoAttack
 from bench.data import Dataset, stream
-from bench.metrics import Exam, evaluate
+from bench.metrics import Exam, evaluate, predict
 from bench.models import checked, normalised
+from bench.repeat import fingerprint
 from bench.resume import Keep
 from bench.training import Plan, fit
 
@@ -63,7 +64,10 @@ class Bench:
             made |= machine.environment(self.device)
             first = new.trigger.chosen(data.test).nonzero().flatten()[:SAMPLES]
             new.samples = {"original": data.test.x[first], "triggered": exam.triggered.x[:SAMPLES]}
-            return {"metrics": vars(evaluate(new.model, exam)), "poison": facts, "made": made, "from": material}
+            told = predict(new.model, exam.images)
+            metrics = evaluate(new.model, exam, lambda *_: told)
+            card = {"metrics": vars(metrics), "poison": facts, "made": made, "predictions": fingerprint(told)}
+            return card | {"from": material}
 
         made = store.load_or_make(folder, blank, train)
         tac.leave(folder / "tac.csv", made, data.test)
