@@ -22,6 +22,7 @@ from analysis.schema import read_text
 
 SHARE = 0.01
 LIMIT = 1 << 24  # bytes; a network of 30,000 channels has 1.5 MiB
+POINTS = 60  # of a curve, at most
 Layers = Mapping[str, np.ndarray]
 """Layer -> one number per channel."""
 
@@ -93,17 +94,21 @@ def found(level: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 def measure(tac: Layers, scores: Layers, rule: str, share: float = SHARE) -> dict[str, Any]:
     """`auroc` of the scores against the backdoor channels (0.5: chance), `precision` among the first k pruned, k being the
     number of backdoor channels, and `rank`: Spearman's correlation with the relative TAC (None where all scores are alike).
+    `curve`: at growing counts of pruned channels, the share of backdoor channels among them.
     """
     relative, wanted = truth(tac, share)
     level = ranked(tac, scores, rule)
     ranks = pd.Series(level).rank()
     k = int(wanted.sum())
+    share_found = found(level, wanted) / k
+    counts = np.unique(np.geomspace(1, len(wanted), POINTS).round().astype(int))
     rho = ranks.corr(pd.Series(relative).rank()) if ranks.nunique() > 1 else math.nan
     return {
         "auroc": float(roc_auc_score(wanted, ranks)) if 0 < k < len(wanted) else None,
-        "precision": float(found(level, wanted)[k] / k),
+        "precision": float(share_found[k]),
         "rank": None if math.isnan(rho) else float(rho),
         "k": k,
         "channels": len(wanted),
         "scored": int(np.isfinite(level).sum()),
+        "curve": [[0, 0.0], *([int(n), round(float(share_found[n]), 4)] for n in counts)],
     }

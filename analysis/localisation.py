@@ -12,8 +12,11 @@ from typing import Any
 
 import pandas as pd
 
-from analysis import channels, command, render
+from analysis import channels, command, plots, render
+from analysis.bounds import draw_bounds
 from analysis.channels import SHARE, Elsewhere, measure, read_channels
+from analysis.curves import curves
+from analysis.drawing import STYLE, save, slugs
 from analysis.index import Index
 from analysis.load import Problem, load, read, reason
 from analysis.render import Entry, Grid, Table
@@ -78,23 +81,35 @@ def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 # -- the table ---------------------------------------------------------------------------------------------------------
+def used(sheet: Sheet, rows: Sequence[Mapping[str, Any]]) -> dict[tuple[Key, Key], list[Mapping[str, Any]]]:
+    """(defence, attack) -> the measured seeds of this sheet whose attack took."""
+    took = {(r["attack"], r["attack_settings"], r["seed"]) for r in records(sheet.rows) if r["took"]}
+    found: dict[tuple[Key, Key], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        counts = "what" not in row and (row["attack"], row["attack_settings"], row["seed"]) in took
+        if counts and place(row) == (sheet.dataset, sheet.model):
+            found.setdefault((of(row, "defense"), of(row, "attack")), []).append(row)
+    return found
+
+
 def table(sheet: Sheet, rows: Sequence[Mapping[str, Any]], share: float) -> Table | None:
     """Defences as rows; per attack that took for some seed, and on average, the three measures. None without a number."""
-    took = {(r["attack"], r["attack_settings"], r["seed"]) for r in records(sheet.rows) if r["took"]}
-    own = [r for r in rows if place(r) == (sheet.dataset, sheet.model)]
-    used = [r for r in own if "what" not in r and (r["attack"], r["attack_settings"], r["seed"]) in took]
-    attacks = [key for key in sheet.attacks if any(of(r, "attack") == key for r in used)]
-    defenses = [key for key in sheet.defenses if any(of(r, "defense") == key for r in used)]
-    if not used:
+    cells = used(sheet, rows)
+    every_row = [row for part in cells.values() for row in part]
+    elsewhere = sorted(
+        {label(of(r, "defense")) for r in rows if "what" in r and place(r) == (sheet.dataset, sheet.model)}
+    )
+    attacks = [key for key in sheet.attacks if any(a == key for _, a in cells)]
+    defenses = [key for key in sheet.defenses if any(d == key for d, _ in cells)]
+    if not cells:
         return None
-    cells = {
-        (d, a): [r for r in used if (of(r, "defense"), of(r, "attack")) == (d, a)] for d in defenses for a in attacks
-    }
-    marks = {a: styles({d: cells[d, a] for d in defenses if d not in sheet.cheats}) for a in attacks}
+    none: list[Mapping[str, Any]] = []
+    ranked = [d for d in defenses if d not in sheet.cheats]
+    marks = {a: styles({d: cells.get((d, a), none) for d in ranked}) for a in attacks}
     body = []
     for defense in defenses:
-        entries = [e for a in attacks for e in triple(cells[defense, a], marks[a].get(defense, ""))]
-        every = [cells[defense, a] for a in attacks if cells[defense, a]]
+        entries = [e for a in attacks for e in triple(cells.get((defense, a), none), marks[a].get(defense, ""))]
+        every = [cells[defense, a] for a in attacks if (defense, a) in cells]
         means = [mean([mean(of_all) for part in every if (of_all := numbers(part, name))]) for name in MEASURES]
         body.append([Entry(label(defense)), *entries, *(Entry(text(value)) for value in means)])
     groups = [
@@ -102,14 +117,13 @@ def table(sheet: Sheet, rows: Sequence[Mapping[str, Any]], share: float) -> Tabl
         *((label(a), list(MEASURES.values())) for a in attacks),
         ("average", list(MEASURES.values())),
     ]
-    counts = sorted({(r["k"], r["channels"]) for r in used})
-    elsewhere = sorted({label(of(r, "defense")) for r in own if "what" in r})
+    counts = sorted({(r["k"], r["channels"]) for r in every_row})
     notes = [legend(sheet, share)]
     if elsewhere:
         notes.append(
             f"Left out, because their scores are about other layers (convolutions) than TAC: {', '.join(elsewhere)}."
         )
-    few = [r for r in used if r["scored"] < r["channels"]]
+    few = [r for r in every_row if r["scored"] < r["channels"]]
     partly = sorted({f"{label(of(r, 'defense'))} ({r['scored']} of {r['channels']})" for r in few})
     if partly:
         notes.append(f"Scored only some channels, the others count as pruned last: {', '.join(partly)}.")
@@ -165,22 +179,43 @@ def styles(cells: Mapping[Key, Sequence[Mapping[str, Any]]]) -> dict[Key, str]:
 
 
 # -- the program -------------------------------------------------------------------------------------------------------
-def make(root: Path, share: float = SHARE) -> tuple[dict[str, str], list[Problem]]:
-    """File name -> text, and the problems. No texts where nothing could be measured."""
+def make(root: Path, share: float = SHARE, out: Path | None = None) -> tuple[dict[str, str], list[Problem]]:
+    """File name -> text, and the problems; and the pictures in `out`, where it is given. Nothing where nothing is measured."""
     frame, rows, problems = measured(root, share)
-    if not len(frame):
-        return {}, problems
-    made = [t for sheet in sheets(frame, problems) if (t := table(sheet, rows, share))]
+    found = list(sheets(frame, problems)) if len(frame) else []
+    made = [t for sheet in found if (t := table(sheet, rows, share))]
     if not made:
         return {}, problems
-    kept = [{k: v for k, v in row.items() if k not in ("what", "elsewhere")} for row in rows if "what" not in row]
+    if out:
+        problems = [*problems, *draw(frame, found, rows, out)]
+    hidden = {"what", "elsewhere", "curve"}
+    kept = [{k: v for k, v in row.items() if k not in hidden} for row in rows if "what" not in row]
     return {"localisation.md": render.markdown(made, []), "localisation.csv": render.csv_text(kept)}, problems
+
+
+def draw(
+    frame: pd.DataFrame,
+    found: Sequence[Sheet],
+    rows: Sequence[Mapping[str, Any]],
+    out: Path,
+    kinds: Sequence[str] = plots.KINDS,
+) -> list[Problem]:
+    """A figure for each data set and network; returns what could not be read on the way."""
+    import matplotlib as mpl
+
+    drawn = {row["where"] for row in rows if "what" not in row}
+    points, unread = curves(frame[frame["where"].isin(drawn)])
+    with mpl.rc_context(STYLE):
+        for sheet, slug in zip(found, slugs(found), strict=True):
+            if page := draw_bounds(sheet, used(sheet, rows), plots.of(points, sheet)):
+                save(page.figure, out, f"localisation{slug}", kinds)
+    return unread
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = command.parser(
         "localisation",
-        "Holds the scores of every pruner against the trigger-activated change of each channel; writes localisation.md and .csv.",
+        "Holds every pruner's scores against the trigger-activated change of each channel; writes a table, a CSV and a plot.",
         "localisation",
     )
     parser.add_argument(
@@ -190,21 +225,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if not 0 < options.share < 1:
         return command.refuse(f"--share {options.share:g} must lie between 0 and 1, such as 0.01.")
-    texts, problems = make(options.runs, options.share)
+    out = options.out or options.runs / "localisation"
+    try:
+        texts, problems = make(options.runs, options.share, out)
+        for name, content in texts.items():
+            render.write(out / name, content)
+    except OSError as error:
+        return command.no_room(out, error)
     for problem in problems:
         print(render.plain(str(problem)), file=sys.stderr)
     if not texts:
         return command.refuse(
             f"There is no pruner's cell with scores and a tac.csv beside its model in {options.runs}."
         )
-    out = options.out or options.runs / "localisation"
-    try:
-        for name, content in texts.items():
-            render.write(out / name, content)
-    except OSError as error:
-        return command.no_room(out, error)
     print(texts["localisation.md"], end="")
-    print(f"Also in {out}: {', '.join(texts)}.", file=sys.stderr)
+    print(f"Also in {out}: {', '.join(texts)}, and plots.", file=sys.stderr)
     return command.put_into(options.into, "localisation", texts["localisation.md"]) if options.into else 0
 
 

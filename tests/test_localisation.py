@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from analysis import localisation
+from analysis.bounds import mean_curve
 from analysis.channels import Elsewhere, found, measure, read_channels, truth
 
 GOLDEN = Path(__file__).parent / "golden_runs"
@@ -30,6 +31,7 @@ def csv_of(layers, head="tac") -> str:
 # -- one cell ----------------------------------------------------------------------------------------------------------
 def test_perfect_scores_are_perfect_and_reversed_ones_the_opposite():
     best = measure(TAC, TAC, Z)
+    best.pop("curve")
     assert best == {"auroc": 1.0, "precision": 1.0, "rank": pytest.approx(1.0), "k": 2, "channels": 200, "scored": 200}
     worst = measure(TAC, {layer: -values for layer, values in TAC.items()}, Z)
     assert (worst["auroc"], worst["precision"]) == (0.0, 0.0) and worst["rank"] == pytest.approx(-1)
@@ -89,6 +91,14 @@ def test_a_damaged_file_is_refused(text, tmp_path):
         read_channels(tmp_path / "tac.csv")
 
 
+def test_the_curve_of_several_seeds_is_their_mean():
+    """Kept at different counts: between these, straight lines."""
+    x, y = mean_curve([{"curve": [[0, 0.0], [2, 1.0]]}, {"curve": [[0, 0.0], [1, 0.0], [2, 0.5]]}])
+    assert x.tolist() == [0, 1, 2] and y.tolist() == [0, 0.25, 0.75]
+    best = measure(TAC, TAC, Z)["curve"]
+    assert best[:3] == [[0, 0.0], [1, 0.5], [2, 1.0]] and best[-1] == [200, 1.0]
+
+
 # -- a sweep -----------------------------------------------------------------------------------------------------------
 @pytest.fixture
 def runs(tmp_path):
@@ -121,6 +131,7 @@ def test_the_table_of_a_sweep(runs, capsys):
     assert said == (runs / "localisation" / "localisation.md").read_text()
     assert set(rows(runs)) == {(a, d, s) for a in ("badnets", "blend") for d in ("clp", "rnp") for s in "23"}
     assert line(runs, "clp").count("**1.00 ± 0.00**") == 2 and line(runs, "clp").count("1.00 ± 0.00") == 6
+    assert {p.suffix for p in (runs / "localisation").iterdir()} == {".md", ".csv", ".png", ".pdf", ".svg"}
     assert "**" not in line(runs, "rnp") and "2 of 200" in said and "| none" not in said
 
 

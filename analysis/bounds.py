@@ -1,0 +1,74 @@
+"""Plot: how many of the backdoor's channels a pruner has found, and what ASR is left, with the oracle's curve as the bound."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.drawing import Look, Page, heading, looks, name_of
+from analysis.lines import by_pair, counting, line
+from analysis.sheets import Key, Sheet
+
+BOUND: Look = ("#000000", "", "-")  # of a defence that sees the trigger
+Rows = Sequence[Mapping[str, Any]]
+
+
+def draw_bounds(sheet: Sheet, measured: Mapping[tuple[Key, Key], Rows], points: pd.DataFrame) -> Page | None:
+    """A panel per attack against the number of pruned channels: above, the share of backdoor channels among them, as a mean
+    over seeds; below, ASR, a line per seed. `measured`: (defence, attack) -> what `channels.measure` says of each seed.
+    """
+    defenses = [d for d in sheet.defenses if any(key[0] == d for key in measured)]
+    attacks = [a for a in sheet.attacks if any(key[1] == a for key in measured)]
+    if not attacks:
+        return None
+    seen = {d: BOUND if d in sheet.cheats else look for d, look in looks(defenses).items()}
+    chance: Look = ("#777777", "", ":")
+    below = (
+        "Above: the share of the backdoor's channels among the first that a defence prunes, mean over seeds whose attack took; "
+        "dotted: pruning by chance. Below: the ASR that is left, a line per seed. "
+    ) + ("Black: the bound, by a control that sees the trigger." if sheet.cheats & set(defenses) else "")
+    page = Page(
+        sheet,
+        below,
+        {name_of(sheet, d): seen[d] for d in defenses} | {"chance": chance},
+        len(attacks),
+        (2.9, 3.6),
+        stacked=2,
+    )
+    curves = by_pair(points) if len(points) else {}
+    largest = max(row["channels"] for rows in measured.values() for row in rows)
+    for i, attack in enumerate(attacks):
+        above, under = page.panel(i)
+        every = np.unique(np.geomspace(1, largest, 60).astype(int))
+        above.plot(every, 100 * every / largest, color=chance[0], linestyle=chance[2], linewidth=0.9)
+        for defense in defenses:
+            colour, marker, style = seen[defense]
+            wide = 1.8 if defense in sheet.cheats else 1.0
+            if rows := measured.get((defense, attack)):
+                x, y = mean_curve(rows)
+                above.plot(x, 100 * y, style, color=colour, linewidth=wide, zorder=2 if wide > 1 else 3)
+                ends = np.linspace(0, len(x) - 1, 8).astype(int)
+                above.plot(x[ends], 100 * y[ends], linestyle="", marker=marker, color=colour, markersize=3)
+            if (drawn := curves.get((*defense, *attack))) is not None:
+                line(under, drawn, drawn["pruned"], "asr", seen[defense])
+        for ax, name in ((above, "found (%)"), (under, "ASR (%)")):
+            ax.set_ylim(-4, 104)
+            ax.set_yticks([0, 50, 100])
+            ax.tick_params(length=0, labelbottom=ax is under, labelleft=i % page.columns == 0)
+            if i % page.columns == 0:
+                ax.set_ylabel(name)
+        under.set_xlabel("pruned channels")
+        above.set_title(heading(sheet, attack), fontsize=9)
+        for ax in (above, under):
+            counting(ax, largest)
+    return page
+
+
+def mean_curve(rows: Rows) -> tuple[np.ndarray, np.ndarray]:
+    """Over seeds, of curves that may have been kept at different counts: counts and shares."""
+    x = np.unique(np.concatenate([[count for count, _ in row["curve"]] for row in rows]))
+    curves = [np.array(row["curve"], dtype=float) for row in rows]
+    return x, np.mean([np.interp(x, curve[:, 0], curve[:, 1]) for curve in curves], axis=0)
