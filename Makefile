@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-launchers lint tables plots gallery bench docs-attacks docs-defenses dashboard clean
+.PHONY: help setup run test test-launchers test-slurm lint tables plots gallery bench docs-attacks docs-defenses dashboard clean
 
 help:  ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,7 +56,10 @@ test: $(STAMP)  ## the test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 test-launchers: $(STAMP)  ## the 3 x 3 demo by each parallel launcher that is installed, and whether all agree (ten minutes)
-	PYTHON=$(BIN)/python bash tests/launchers.sh $(RUNS)/test-launchers
+	PYTHON=$(CURDIR)/$(BIN)/python bash tests/launchers.sh $(RUNS)/test-launchers
+
+test-slurm: $(STAMP)  ## the demo on a real Slurm that is started here; skipped with the reason where that cannot be (ten minutes)
+	PYTHON=$(CURDIR)/$(BIN)/python bash tests/slurm/run.sh
 
 lint: $(STAMP)  ## style and types
 	$(BIN)/ruff check .

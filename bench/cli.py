@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -58,6 +59,14 @@ def show(record: Mapping[str, Any], folder: Path) -> None:
     print(f"{counts}; all in {folder}")
 
 
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+KILLED = "a worker was killed from outside, most often for want of memory: try fewer workers."
+ENDED = "a job ended without a result: it was cancelled, or killed for its time or memory."
+LOST = {"TerminatedWorkerError": KILLED, "WorkerCrashedError": KILLED, "LocalRayletDiedError": KILLED}
+LOST |= {"UncompletedJobError": ENDED, "FailedJobError": ENDED}
+"""What launchers raise when a worker of theirs is gone, by the name of the exception: they need not be installed."""
+
+
 def causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
@@ -82,12 +91,20 @@ def sentence(error: BaseException) -> str:
             last = str(key).rpartition(".")[2]
             return f"{key} is not a setting of the bench: {nearest(last, [str(k) for k in node])}"
     for e in chain:
-        if "No space left on device" in str(e):
+        if (isinstance(e, OSError) and e.errno in FULL) or "No space left on device" in str(e):
             return "the disk is full: free some space, or choose another place with runs=DIR; nothing half-written is left."
         if isinstance(e, OSError) and e.filename:
             return f"cannot use {e.filename}: {e.strerror}. Choose another place with runs=DIR, or free this one."
         if type(e).__name__ == "OutOfMemoryError":
             return "the device ran out of memory: lower train.batch_size, or use device=cpu."
+        if isinstance(e, MemoryError) or "DefaultCPUAllocator" in str(e):
+            return "this machine ran out of memory: lower train.batch_size, or run fewer cells at once (workers)."
+        if said := LOST.get(type(e).__name__):
+            return (
+                f"{said} What is finished is kept; the same command goes on from here. ({str(e).splitlines()[0][:300]})"
+            )
+        if type(e).__name__ in ("ScannerError", "ParserError", "ConstructorError", "ComposerError"):
+            return f"a config file is not plain YAML: {' '.join(str(e).split())}"
     head = str(error).strip().splitlines() or [""]
     if type(error).__module__.startswith(("hydra", "omegaconf")):
         return " ".join(line.strip() for line in head if line.strip())
