@@ -32,6 +32,9 @@ HOW = {"device", "threads", "workers", "tracker", "runs", "checkpoint"}
 LATER: dict[str, Any] = {"make_dense": False}
 """Settings that stored cells are older than. At these defaults they are no part of the identity, as if they were not there."""
 
+CARRIED_OUT = {"compile", "fused"}
+"""How a `Plan` is carried out, wherever there is one: as `HOW`."""
+
 WHERE = {"root", "cache", "download"}
 """Where a data set lies. The data's own digest stands for it in a backdoor's key."""
 
@@ -111,7 +114,13 @@ def _kind(parameter: inspect.Parameter) -> type | None:
 def run_id(config: dict[str, Any]) -> str:
     """The identity of a cell: everything in the composed config except how and where it runs."""
     material = {key: value for key, value in config.items() if key not in HOW and LATER.get(key, ...) != value}
-    return digest({"protocol": PROTOCOL} | material | counted_up(material))[:8]
+    return digest({"protocol": PROTOCOL} | _lasting(material) | counted_up(material))[:8]
+
+
+def _lasting(node: dict[str, Any]) -> dict[str, Any]:
+    """The node without what says how a `Plan` is carried out."""
+    left = CARRIED_OUT if node.get("_target_") == "bench.training.Plan" else set()
+    return {k: _lasting(v) if isinstance(v, dict) else v for k, v in node.items() if k not in left}
 
 
 def clean_twin(config: dict[str, Any]) -> dict[str, Any]:
@@ -123,4 +132,4 @@ def backdoor_material(config: dict[str, Any], data_digest: str) -> dict[str, Any
     """What shapes a backdoored model: data, network, attack and training. Not the defence, not the paths."""
     dataset = {key: value for key, value in config["dataset"].items() if key not in WHERE}
     parts = {"dataset": dataset} | {key: config[key] for key in ("model", "attack", "train")}
-    return {"data": data_digest} | parts | counted_up(parts)
+    return {"data": data_digest} | _lasting(parts) | counted_up(parts)

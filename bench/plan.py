@@ -17,7 +17,8 @@ class Plan:
     """How to optimise: SGD or Adam with a schedule, for `epochs` (each image once) or `iterations` (with replacement).
 
     `momentum` and `nesterov` are SGD's, `betas` and `amsgrad` Adam's. `min_lr` is where cosine ends. `precision` is fp32 or
-    bf16 (autocast). `channels_last` is the memory format; it changes speed and rounding only.
+    bf16 (autocast). `channels_last` is the memory format, `compile` is torch.compile (see `bench.compiling`), `fused` makes
+    one kernel of an optimiser's step on a GPU: these change speed and rounding only.
     """
 
     epochs: int = 1
@@ -37,6 +38,8 @@ class Plan:
     augment: bool = True
     precision: str = "fp32"
     channels_last: bool = True
+    compile: bool = False
+    fused: bool = False
 
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
@@ -50,16 +53,13 @@ class Plan:
 
     def optimise(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
         """The optimiser of these parameters, at the learning rate the schedule starts from."""
+        chosen = list(parameters)
+        fused = True if self.fused and all(tensor.is_cuda for tensor in chosen) else None
         if self.optimizer == "adam":
-            return torch.optim.Adam(
-                parameters,
-                self.lr,
-                (self.betas[0], self.betas[1]),
-                weight_decay=self.weight_decay,
-                amsgrad=self.amsgrad,
-            )
+            betas, decay = (self.betas[0], self.betas[1]), self.weight_decay
+            return torch.optim.Adam(chosen, self.lr, betas, weight_decay=decay, amsgrad=self.amsgrad, fused=fused)
         return torch.optim.SGD(
-            parameters, self.lr, self.momentum, weight_decay=self.weight_decay, nesterov=self.nesterov
+            chosen, self.lr, self.momentum, weight_decay=self.weight_decay, nesterov=self.nesterov, fused=fused
         )
 
 

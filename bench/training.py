@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bench.compiling import compiled, new_step
 from bench.data import Augment, ImageSet, generator
 from bench.errors import UserError
 from bench.plan import SCHEDULES, Plan
@@ -123,6 +124,12 @@ def fit(
     mixed = torch.autocast(device.type, torch.bfloat16, enabled=plan.precision == "bf16")
     layout = torch.channels_last if plan.channels_last else torch.contiguous_format
     model.to(memory_format=layout)
+    learner = model
+    if plan.compile:
+        model.train(moving_statistics)
+        none = torch.zeros(min(plan.batch_size, draws), 3, device=device, dtype=torch.int64)
+        example = to_unit((still if on_batch else moved).crop(padded, none[:, 0], none))
+        learner = compiled(model, example.contiguous(memory_format=layout), mixed)
 
     history: list[Epoch] = []
     part = Part(keep, model=model, optimizer=optimizer, schedule=scheduler, carry=carry)
@@ -153,8 +160,10 @@ def fit(
                 else:
                     x, y = on_batch(to_unit(padded[index].permute(0, 3, 1, 2)), y)
                     x = moved.crop(moved.pad(x), torch.arange(len(x), device=device), moves[batch])
+                if plan.compile:
+                    new_step()
                 with mixed, enough_for_statistics(label, len(y)):
-                    loss, logits = objective(model, x.contiguous(memory_format=layout), y)
+                    loss, logits = objective(learner, x.contiguous(memory_format=layout), y)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
