@@ -131,25 +131,19 @@ class Page:
                 borderpad=0.3,
             )
 
-    def panel(self, place: int) -> list[Axes]:
-        """The axes of one panel, the upper first."""
+    def boxes(self, place: int) -> list[tuple[float, float, float, float]]:
+        """Left, bottom, width and height in inches of each of the axes of one panel, the upper first."""
         row, column = divmod(place, self.columns)
         left, bottom, _, _ = self.room
         x = (self.width - self.columns * self.cell[0] + self.margin) / 2 + column * self.cell[0] + left
         y = self.foot + (self.rows - 1 - row) * self.cell[1] + bottom
         gap = 0.1
         tall = (self.size[1] - gap * (self.stacked - 1)) / self.stacked
-        return [
-            self.figure.add_axes(
-                (
-                    x / self.width,
-                    (y + (self.stacked - 1 - i) * (tall + gap)) / self.height,
-                    self.size[0] / self.width,
-                    tall / self.height,
-                )
-            )
-            for i in range(self.stacked)
-        ]
+        return [(x, y + (self.stacked - 1 - i) * (tall + gap), self.size[0], tall) for i in range(self.stacked)]
+
+    def panel(self, place: int) -> Axes:
+        x, y, wide, tall = self.boxes(place)[0]
+        return self.figure.add_axes((x / self.width, y / self.height, wide / self.width, tall / self.height))
 
 
 def save(figure: Figure, out: Path, name: str, kinds: Sequence[str]) -> list[str]:

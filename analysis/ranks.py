@@ -88,7 +88,7 @@ def draw_ranks(sheet: Sheet, points: pd.DataFrame, rule: str) -> Page | None:
     longest = max(len(name_of(sheet, d)) for d in order)
     side = min(3.2, 0.35 + 0.085 * longest)
     page = Page(sheet, below, {}, 1, (4.2, tall), (side, 0.1, side, 0.1), margin=0)
-    (ax,) = page.panel(0)
+    ax = page.panel(0)
     ax.set_xlim(k, 1)
     ax.set_ylim(tall, 0)  # inches, downwards
     ax.set_axis_off()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from analysis.canvas import Canvas, Scale, percent
 from analysis.drawing import EDGE, Page, heading, looks, name_of, text
 from analysis.paper import took
 from analysis.sheets import BASELINES, Cell, Key, Sheet, mean, number
@@ -31,40 +32,40 @@ def draw_tradeoff(sheet: Sheet, points: pd.DataFrame, rule: str) -> Page | None:
         f"means over seeds, without what cheats.{hollow}"
     )
     page = Page(sheet, below, {name_of(sheet, d): s for d, s in look.items()}, len(attacks), (2.5, 2.4), line=False)
-    drawn: list[float] = []
-    axes = []
-    for i, attack in enumerate(attacks):
-        (ax,) = page.panel(i)
-        axes.append(ax)
-        for defense, (colour, marker, _) in look.items():
-            cell = sheet.cell(defense, attack)
+    canvas, found = Canvas(page, look), {}
+    for attack in attacks:
+        for defense in look:
             suffix = "before" if defense[0] == "none" else rule
-            for seen, inside in ((True, colour), (False, "none")):
-                rows = [row for row in cell.rows if row["took"] == seen]
-                at = [row[f"asr_{suffix}"] for row in rows], [row[f"acc_{suffix}"] for row in rows]
-                ax.plot(*at, marker, color=colour, markerfacecolor=inside, markersize=7, alpha=0.7, **EDGE)
-                drawn += at[1]
-        if attack[0] not in BASELINES:
-            front(ax, sheet, attack, rule)
-        ax.set_title(heading(sheet, attack), fontsize=9)
-        ax.set_xlabel("ASR (%)")
-        ax.set_xlim(-3, 103)
-        if i % page.columns == 0:
-            ax.set_ylabel("ACC (%)")
-        else:
-            ax.tick_params(labelleft=False, length=0)
+            rows = sheet.cell(defense, attack).rows
+            found[defense, attack] = [(row[f"asr_{suffix}"], row[f"acc_{suffix}"], row["took"]) for row in rows]
+    drawn = [acc for rows in found.values() for _, acc, _ in rows]
     room = 0.08 * (max(drawn) - min(drawn)) + 0.5  # a marker at the rim stays whole
-    for ax in axes:
-        ax.set_ylim(min(drawn) - room, min(max(drawn) + room, 101.5))
-    return page
+    x, y = percent(20), around(min(drawn) - room, min(max(drawn) + room, 101.5))
+    for i, attack in enumerate(attacks):
+        words = {"title": heading(sheet, attack), "below": "ASR (%)", "left": "ACC (%)"}
+        panel = canvas.panel(i, 0, x, y, words, last=True)
+        for defense in look:
+            for whole in (True, False):
+                dots = [(asr, acc) for asr, acc, took_it in found[defense, attack] if took_it == whole]
+                panel.mark(defense, [asr for asr, _ in dots], [acc for _, acc in dots], whole)
+        steps = front(sheet, attack, rule)
+        if attack[0] not in BASELINES and len(steps) > 1:
+            panel.front(steps)
+    return canvas.finish()
 
 
-def front(ax: Axes, sheet: Sheet, attack: Key, rule: str) -> None:
+def around(low: float, high: float) -> Scale:
+    """With at most 8 ticks at round numbers."""
+    step = next(s for k in range(-3, 4) for s in (10.0**k, 2 * 10.0**k, 5 * 10.0**k) if (high - low) / s <= 8)
+    ticks = [round(step * n, 6) for n in range(int(np.ceil(low / step)), int(np.floor(high / step)) + 1)]
+    return Scale(low, high, {tick: f"{tick:g}" for tick in ticks})
+
+
+def front(sheet: Sheet, attack: Key, rule: str) -> list[tuple[float, float]]:
+    """The Pareto front of the defences' means, without what cheats."""
     cells = [sheet.cell(d, attack) for d in sheet.defenses if d not in sheet.cheats]
     means = [(mean(c.column("asr", rule)), mean(c.column("acc", rule))) for c in cells if c.counts]
-    steps = pareto([point for point in means if not np.isnan(point).any()])
-    if len(steps) > 1:
-        ax.plot(*zip(*steps, strict=True), color="#888888", linewidth=1.4, drawstyle="steps-post", zorder=1)
+    return pareto([point for point in means if not np.isnan(point).any()])
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -89,7 +90,7 @@ def draw_heatmap(sheet: Sheet, points: pd.DataFrame, rule: str) -> Page | None:
     page = Page(sheet, below, {}, 2, (wide, tall), room, margin=0, across=2 if wide < 6 else 1)
     titles = ("ASR after (%)", "ACC lost (points)")
     for i, (title, largest) in enumerate(zip(titles, (100.0, None), strict=True)):
-        (ax,) = page.panel(i)
+        ax = page.panel(i)
         values = np.array([[value(sheet.cell(d, a), a, rule, i) for d in defenses] for a in attacks], dtype=float)
         gone = [[not sheet.cell(d, a).counts for d in defenses] for a in attacks]
         names = ([name_of(sheet, d)[:40] for d in defenses], [text(a)[:40] for a in attacks])
@@ -149,7 +150,7 @@ def draw_cost(sheet: Sheet, points: pd.DataFrame, rule: str) -> Page | None:
     )
     names = {name_of(sheet, d): look[d] for d in dots}
     page = Page(sheet, below, names, 1, (4.6, 2.9), line=False)
-    (ax,) = page.panel(0)
+    ax = page.panel(0)
     ax.axhline(50, color="#888888", linewidth=1.0, linestyle=":")
     for defense, each in dots.items():
         colour, marker, _ = look[defense]
@@ -188,7 +189,7 @@ def draw_layers(sheet: Sheet, pruned: pd.DataFrame, rule: str) -> Page | None:
         sheet, below, {}, len(attacks), size, room, margin=0, across=max(1, int(14 / (size[0] + room[0] + room[2])))
     )
     for i, attack in enumerate(attacks):
-        (ax,) = page.panel(i)
+        ax = page.panel(i)
         values = np.array(
             [[shares.get((*attack, *d, layer), np.nan) for layer in layers] for d in defenses], dtype=float
         )
