@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.canvas import Canvas, counting, percent
 from analysis.drawing import Look, Page, heading, looks, name_of
-from analysis.lines import by_pair, counting, line
-from analysis.sheets import Key, Sheet
+from analysis.sheets import PAIR, Key, Sheet
 
 BOUND: Look = ("#000000", "", "-")  # of a defence that sees the trigger
 Rows = Sequence[Mapping[str, Any]]
@@ -38,33 +38,27 @@ def draw_bounds(sheet: Sheet, measured: Mapping[tuple[Key, Key], Rows], points: 
         (2.9, 3.6),
         stacked=2,
     )
-    curves = by_pair(points) if len(points) else {}
+    canvas = Canvas(page, seen)
+    curves: Mapping[Any, pd.DataFrame] = dict(iter(points.groupby(PAIR, sort=False))) if len(points) else {}
     largest = max(row["channels"] for rows in measured.values() for row in rows)
+    x = counting(largest)
     for i, attack in enumerate(attacks):
-        above, under = page.panel(i)
+        above = canvas.panel(i, 0, x, percent(), {"left": "found (%)", "title": heading(sheet, attack)}, last=False)
+        under = canvas.panel(i, 1, x, percent(), {"left": "ASR (%)", "below": "pruned channels"}, last=True)
         every = np.unique(np.geomspace(1, largest, 60).astype(int))
-        above.plot(every, 100 * every / largest, color=chance[0], linestyle=chance[2], linewidth=0.9)
+        canvas.ax.plot(*above.points(every, 100 * every / largest), color=chance[0], linestyle=chance[2], linewidth=0.9)
         for defense in defenses:
             colour, marker, style = seen[defense]
             wide = 1.8 if defense in sheet.cheats else 1.0
             if rows := measured.get((defense, attack)):
-                x, y = mean_curve(rows)
-                above.plot(x, 100 * y, style, color=colour, linewidth=wide, zorder=2 if wide > 1 else 3)
-                ends = np.linspace(0, len(x) - 1, 8).astype(int)
-                above.plot(x[ends], 100 * y[ends], linestyle="", marker=marker, color=colour, markersize=3)
-            if (drawn := curves.get((*defense, *attack))) is not None:
-                line(under, drawn, drawn["pruned"], "asr", seen[defense])
-        for ax, name in ((above, "found (%)"), (under, "ASR (%)")):
-            ax.set_ylim(-4, 104)
-            ax.set_yticks([0, 50, 100])
-            ax.tick_params(length=0, labelbottom=ax is under, labelleft=i % page.columns == 0)
-            if i % page.columns == 0:
-                ax.set_ylabel(name)
-        under.set_xlabel("pruned channels")
-        above.set_title(heading(sheet, attack), fontsize=9)
-        for ax in (above, under):
-            counting(ax, largest)
-    return page
+                counts, shares = mean_curve(rows)
+                drawn = above.points(counts, 100 * shares)
+                canvas.ax.plot(*drawn, style, color=colour, linewidth=wide, zorder=2 if wide > 1 else 3)
+                ends = np.linspace(0, len(counts) - 1, 8).astype(int)
+                canvas.ax.plot(*drawn[:, ends], linestyle="", marker=marker, color=colour, markersize=3)
+            if (found := curves.get((*defense, *attack))) is not None:
+                under.lines(defense, found["pruned"], found["asr"], found["seed"])
+    return canvas.finish()
 
 
 def mean_curve(rows: Rows) -> tuple[np.ndarray, np.ndarray]:
