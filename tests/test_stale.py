@@ -41,7 +41,7 @@ def test_what_is_older_is_shown_as_stale_and_not_counted(tmp_path, monkeypatch):
     new = next(tmp_path.glob("digits/vgg5/badnets/clp/s2-*/record.json"))
     new.write_text(json.dumps(json.loads(new.read_text()) | {"revisions": "bench.attacks.badnets=2"}))
     frame, problems = load(tmp_path)
-    assert list(frame[frame.attack == "badnets"].where) == [new.parent.relative_to(tmp_path).as_posix()]
+    assert list(frame[frame.attack == "badnets"]["where"]) == [new.parent.relative_to(tmp_path).as_posix()]
     stale = [p for p in problems if p.kind == "stale"]
     assert len(stale) == (before.attack == "badnets").sum() - 1 > 0
     assert "made by revision 1 of bench.attacks.badnets, this version has 2: run the cell again" in stale[0].what
