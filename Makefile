@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-launchers test-slurm lint tables plots gallery bench docs-attacks docs-defenses dashboard clean
+.PHONY: help setup run test test-launchers test-slurm lint tables plots gallery bench bench-gpu docs-attacks docs-defenses dashboard clean
 
 help:  ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ gallery: $(STAMP)  ## what each stored attack does to images, in runs/gallery
 
 bench: $(STAMP)  ## speed against the official procedures, ten minutes on two quiet cores; ROWS=clp,ep for some of it
 	@$(BIN)/python -m benchmarks $(if $(ROWS),--only $(ROWS))
+
+bench-gpu: $(STAMP)  ## the GPU half of docs/performance.md, under nine minutes; WORDS="dataset=cifar10_jpeg dataset.root=DIR"
+	@$(BIN)/python -m benchmarks.gpu $(WORDS)
 
 localisation: $(STAMP)  ## do pruners find the backdoor's channels? their scores against TAC, in runs/localisation
 	@$(BIN)/python -m analysis.localisation --runs $(RUNS)

@@ -11,66 +11,75 @@ import argparse
 import json
 import sys
 import time
+import warnings
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
-from bench import machine
+from bench import files, machine
 from bench.errors import UserError, nearest
-from bench.files import write
-from benchmarks import data_path, defenses, searches  # noqa: F401 - importing registers their rows
+from benchmarks import data_path, defenses, searches, write  # noqa: F401 - importing the first three registers their rows
+from benchmarks.cells import cells
 from benchmarks.clock import load
+from benchmarks.growth import growth
+from benchmarks.profiles import profiles
+from benchmarks.rates import rates
 from benchmarks.rows import ROWS, measure
 from benchmarks.setting import QUICK, Setting, Size
 
-JSON = Path("results/performance/cpu.json")
+CPU = torch.device("cpu")
+PARTS: dict[str, Callable[[Setting], Any]] = {
+    "rates": lambda setting: rates(setting, CPU, setting.size.batch),
+    "growth": growth,
+    "profiles": lambda setting: profiles(setting, CPU),
+    "cells": lambda setting: cells(setting.size.small, torch.get_num_threads()),
+}
+"""What is measured beside the rows."""
 
 
 def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(prog="python -m benchmarks", description="Ours against the official procedures.")
     found.add_argument("--quick", action="store_true", help="tiny sizes, to see that everything runs and agrees")
-    found.add_argument("--only", metavar="ROW,…", help=f"some rows: {', '.join(ROWS)}")
+    found.add_argument("--only", metavar="ROW,…", help=f"some of {', '.join([*ROWS, *PARTS])}")
     found.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: as many as torch takes)")
-    found.add_argument("--out", type=Path, metavar="FILE", help=f"where the JSON goes ({JSON}, if all is run in full)")
+    found.add_argument(
+        "--out", type=Path, metavar="FILE", help=f"where the JSON goes ({write.CPU}, if all is run in full)"
+    )
     return found
 
 
 def chosen(only: str | None) -> list[str]:
-    """The rows asked for. Raises UserError for one that is not there."""
-    names = only.split(",") if only else list(ROWS)
+    """The rows and parts asked for. Raises UserError for one that is not there."""
+    names = only.split(",") if only else [*ROWS, *PARTS]
     for name in names:
-        if name not in ROWS:
-            raise UserError(f"--only {name} is no row: {nearest(name, ROWS)}")
+        if name not in ROWS and name not in PARTS:
+            raise UserError(f"--only {name} is nothing to measure: {nearest(name, [*ROWS, *PARTS])}")
     return names
 
 
 def environment() -> dict[str, Any]:
     """The machine, by its processor's name only, and the software."""
-    found = machine.environment(torch.device("cpu"))
+    found = machine.environment(CPU)
     found.pop("peak_memory_mib")
     return found | {"cores": torch.get_num_threads(), "mkldnn": torch.backends.mkldnn.is_available()}
 
 
-def run(names: list[str], setting: Setting, say: Console) -> dict[str, Any]:
+def run(names: list[str], setting: Setting) -> dict[str, Any]:
     """All that is measured, as plain data."""
     started, before = time.perf_counter(), load()
-    rows = []
+    found: dict[str, Any] = {"rows": []}
     for name in names:
-        found = measure(name, setting)
-        say.print(line(found), highlight=False)
-        rows.append(found)
-    return {
-        "machine": environment(),
-        "size": vars(setting.size),
-        "date": datetime.now(UTC).date().isoformat(),
-        "seconds": round(time.perf_counter() - started, 1),
-        "load": [before, load()],
-        "rows": rows,
-    }
+        if name in ROWS:
+            found["rows"].append(measure(name, setting))
+            print(line(found["rows"][-1]), flush=True)
+        else:
+            found[name] = PARTS[name](setting)
+            print(f"{name}: measured", flush=True)
+    about = {"machine": environment(), "size": vars(setting.size), "date": datetime.now(UTC).date().isoformat()}
+    return about | {"seconds": round(time.perf_counter() - started, 1), "load": [before, load()]} | found
 
 
 def line(found: dict[str, Any]) -> str:
@@ -79,46 +88,25 @@ def line(found: dict[str, Any]) -> str:
     return f"{found['name']}: {ratios}; {'' if found['agrees'] else 'DISAGREES: '}{found['agreement']}"
 
 
-def table(rows: list[dict[str, Any]]) -> Table:
-    """Ratios with their spread, goals, and whether outputs agree."""
-    found = Table("what", "official", "variant", "time", "ratio", "spread", "by CPU time", "goal", "outputs")
-    for row in rows:
-        first = next(iter(row["times"]))
-        for name, ratio in row["ratios"].items():
-            goal = next((g for g in row["goals"] if g["variant"] == name), None)
-            met = "" if goal is None else aim(goal)
-            found.add_row(row["title"], seconds(row["times"][first]["wall"]), name, seconds(row["times"][name]["wall"]),
-                          f"{ratio['median']:.3g}x", f"{ratio['low']:.3g}–{ratio['high']:.3g}", f"{ratio['cpu']:.3g}x", met,
-                          "agree" if row["agrees"] else "DISAGREE")  # fmt: skip
-    return found
-
-
-def aim(goal: dict[str, Any]) -> str:
-    """A goal, and whether it was met."""
-    what = f">= {goal['least']:g}x" if goal["fact"] == "ratio" else f"{goal['fact']} >= {goal['least']:g}"
-    return f"{what} {'met' if goal['met'] else 'MISSED'}"
-
-
-def seconds(values: list[float]) -> str:
-    middle = sorted(values)[len(values) // 2]
-    return f"{middle:.2f} s" if middle >= 1 else f"{1000 * middle:.3g} ms"
-
-
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status: 1 if outputs of any row disagree. Speed is reported, never judged."""
     asked = parser().parse_args(argv)
-    say = Console()
     try:
         names = chosen(asked.only)
         machine.device("cpu", asked.threads)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
-    found = run(names, Setting(QUICK if asked.quick else Size()), say)
-    say.print(table(found["rows"]))
-    out = asked.out or (None if asked.quick or asked.only else JSON)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    found = run(names, Setting(QUICK if asked.quick else Size()))
+    for table in write.tables(found):
+        print(f"\n{write.grid(table)}")
+    whole = not asked.quick and not asked.only
+    out = asked.out or (write.CPU if whole else None)
     if out:
-        write(out, json.dumps(found, indent=1, allow_nan=False) + "\n")
+        files.write(out, json.dumps(found, indent=1, allow_nan=False) + "\n")
+    if whole and not asked.out:
+        write.document()
     return int(not all(row["agrees"] for row in found["rows"]))
 
 

@@ -105,7 +105,10 @@ def anp_masks(setting: Setting) -> Row:
     view = setting.defender(setting.small_data, 100)
     goals = (Goal("ours bf16", 0.99, "spearman ours bf16"),)
     made = search(setting, "ANP, whole search, the demo's network", setting.small_network, view, plan, goals)
-    return replace(made, repeats=1, warm_up=False)
+    bound = (
+        "rounding: a sign step is as long for a tiny gradient, so fp32 in another memory layout already ranks otherwise"
+    )
+    return replace(made, repeats=1, warm_up=False, bound=bound)
 
 
 @row

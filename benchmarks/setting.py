@@ -31,7 +31,7 @@ class Size:
     pixels: int = 32
     mix: int = 500  # images of EP, BNP
     batch: int = 128  # of training and mask search
-    iterations: int = 2  # of ANP, timed at once
+    iterations: int = 1  # of ANP, timed at once
     search: int = 120  # iterations of the masks that are compared at the end (on the small network)
     tested: int = 512  # clean test images of the evaluation row
     poisoned: int = 1800
@@ -51,7 +51,7 @@ class Size:
         return self.name != "full"
 
 
-QUICK = Size("quick", width=16, pixels=16, mix=64, batch=32, search=4, tested=96, poisoned=64, loaded=256, tune=64,
+QUICK = Size("quick", width=16, iterations=2, pixels=16, mix=64, batch=32, search=4, tested=96, poisoned=64, loaded=256, tune=64,
              examined=120, unlearned=3, recovered=8, trained=4, repeats=1, patience=3.0)  # fmt: skip
 """What a test can afford; says nothing of speed."""
 
@@ -97,9 +97,8 @@ class Setting:
         torch.manual_seed(0)
         net = normalised(resnet18(10, 3, self.size.width), MEAN, STD)
         poisoned = BadNets(self.data.shape, 10, 0.1).poison(self.data.train, _rng(), 0)[0]
-        fit(
-            net, poisoned, Plan(iterations=self.size.trained, batch_size=64, lr=0.02), seed=0, augment=self.data.augment
-        )
+        plan = Plan(iterations=self.size.trained, batch_size=64, lr=0.05, schedule="onecycle", precision="bf16")
+        fit(net, poisoned, plan, seed=0)
         return net.to(memory_format=torch.contiguous_format)
 
     @cached_property
@@ -113,7 +112,7 @@ class Setting:
         torch.manual_seed(0)
         net = normalised(vgg([32, 32, "M", 64, 64, "M", 64], 10, 3, conv_bias=False), (0.5,) * 3, (1.0,) * 3)
         poisoned = BadNets(self.small_data.shape, 10, 0.1).poison(self.small_data.train, _rng(), 0)[0]
-        epochs = 3 if self.size.small else 12
+        epochs = 2 if self.size.small else 12
         plan = Plan(
             epochs, batch_size=64, lr=0.1, nesterov=True, weight_decay=1e-3, schedule="onecycle", drop_last=True
         )
