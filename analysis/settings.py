@@ -17,8 +17,10 @@ from analysis.schema import AXES, read_text
 CONFIG_LIMIT = 1 << 16  # YAML is slow to read
 PARTS = {"dataset": "dataset", "model": "model", "train": "model", "attack": "attack"}
 """Which axis of a table a part of the config belongs to; every other part is the defence's."""
-HOW = {"seed", "device", "threads", "workers", "tracker", "runs", "checkpoint"}
+HOW = {"seed", "device", "threads", "workers", "tracker", "runs", "checkpoint", "save"}
 """What two cells with the same settings may differ in."""
+LATER = (("model.checkpoint", None),)
+"""Settings that cells of an earlier version lack, with the value that means the same."""
 PART = re.compile(r"(?m)^(?=[A-Za-z_]+:)")
 
 Settings = Mapping[str, str]
@@ -60,7 +62,8 @@ def flatten(node: Mapping[Any, Any], path: str = "") -> Iterator[tuple[str, str]
         if isinstance(value, dict):
             yield from flatten(value, here)
         else:
-            yield here, as_text(value)
+            if (here, value) not in LATER:
+                yield here, as_text(value)
 
 
 def as_text(value: Any) -> str:

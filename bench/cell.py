@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,15 @@ log = logging.getLogger(__name__)
 SCHEMA = 1
 
 
-def read(folder: Path, mine: bool = False) -> dict[str, Any] | None:
-    """The record of a finished cell, or None. A damaged one counts as none; whose `turn` it is sets it aside."""
+def read(folder: Path, mine: bool = False, beside: Sequence[str] = ()) -> dict[str, Any] | None:
+    """The record of a finished cell, or None; also None if one of the files wanted `beside` it is missing.
+
+    A damaged one counts as none; whose `turn` it is sets it aside.
+    """
     path = folder / "record.json"
     try:
+        if not all((folder / name).exists() for name in beside):
+            return None
         found = json.loads(path.read_text())
         if found["schema"] != SCHEMA:
             raise ValueError(f"its schema is {found['schema']}, this version writes {SCHEMA}")

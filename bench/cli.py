@@ -21,8 +21,14 @@ def name(choices: Mapping[str, Any], seed: int) -> str:
 
 def one_cell(record: Mapping[str, Any]) -> str:
     name = f"{record['attack']} / {record['defense']}{cheats(record)} / seed {record['seed']}"
-    change = "  ".join(f"{k.upper()} {record[f'{k}_before']:.1f} -> {record[k]:.1f}" for k in ("acc", "asr", "ra"))
+    change = "  ".join(
+        f"{k.upper()} {percent(record[f'{k}_before'])} -> {percent(record[k])}" for k in ("acc", "asr", "ra")
+    )
     return f"{name}:  {change}  ({pruned(record)}{record['seconds'] + record['seconds_curve']:.1f} s)"
+
+
+def percent(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.1f}"
 
 
 def cheats(record: Mapping[str, Any]) -> str:
@@ -40,12 +46,12 @@ def show(record: Mapping[str, Any], folder: Path) -> None:
     table = Table(title=f"{r['attack']} on {r['dataset']} ({r['model']}), defence {defense}, seed {r['seed']}")
     for column in ("", "ACC", "ASR", "RA", "pruned", "at"):
         table.add_column(column, justify="left" if not column else "right")
-    cells = [f"{r['acc_before']:.1f}", f"{r['asr_before']:.1f}", f"{r['ra_before']:.1f}"]
+    cells = [percent(r[f"{k}_before"]) for k in ("acc", "asr", "ra")]
     table.add_row("before", *cells, "0" if r["channels"] else "", "")
     for rule in dict.fromkeys([r["rule"], *(k[4:] for k in r if k.startswith("acc_") and k not in ("acc_before",))]):
-        if rule != r["rule"] and not r["channels"]:
+        if (rule != r["rule"] and not r["channels"]) or r[f"acc_{rule}"] is None:
             continue
-        cells = [f"{r[f'{k}_{rule}']:.1f}" for k in ("acc", "asr", "ra")]
+        cells = [percent(r[f"{k}_{rule}"]) for k in ("acc", "asr", "ra")]
         at = r[f"at_{rule}"]
         name = f"after, {rule}" if r["channels"] else "after"
         cells += [str(r[f"pruned_{rule}"]) if r["channels"] else "", "" if at is None else f"{at:.3g}"]
@@ -55,7 +61,9 @@ def show(record: Mapping[str, Any], folder: Path) -> None:
             style="bold" if rule == r["rule"] else "dim",
         )
     Console(highlight=False).print(table)
-    counts = f"ACC on {r['clean']} clean test images, ASR and RA on {r['triggered']} triggered ones, none of the target class"
+    counts = f"ACC on {r['clean']} clean test images, "
+    known = f"ASR and RA on {r['triggered']} triggered ones, none of the target class"
+    counts += known if r["triggered"] else "ASR and RA unknown, as the trigger is"
     print(f"{counts}; all in {folder}")
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from analysis.operating_point import SENTENCES
 from analysis.revisions import counted_up
 from bench import PROTOCOL
+from bench.companions import fingerprint
 from bench.errors import UserError, nearest
 from bench.files import digest
 
@@ -16,17 +18,20 @@ KNOWN: dict[str, dict[str, type | None]] = {
     "": dict.fromkeys(
         ("attack", "dataset", "model", "defense", "train", "tracker", "clean", "gate", "selection", "device", "check")
     )
-    | {"seed": int, "threads": int, "workers": int, "runs": str, "checkpoint": float, "make_dense": bool},
+    | {"seed": int, "threads": int, "workers": int, "runs": str, "checkpoint": float, "make_dense": bool, "save": bool},
     "clean": {"tune": int, "select": int, "mix": int, "source": str, "balance": str},
     "gate": {"min_asr": float, "max_drop": float},
     "selection": {"rule": str, "max_drop": float, "stop": float},
 }
 """The settings of the nodes that are not built from a class, with their types; others are checked against the class."""
 
-FILLED_IN = {"attack": {"shape", "num_classes"}, "model": {"num_classes", "channels", "size"}}
+FILLED_IN = {"attack": {"shape", "num_classes", "checkpoint"}, "model": {"num_classes", "channels", "size"}}
 """What run.py passes to attacks and models itself, from the data set."""
 
-HOW = {"device", "threads", "workers", "tracker", "runs", "checkpoint"}
+BESIDES: dict[str, dict[str, type | None]] = {"model": {"checkpoint": str}}
+"""Settings of a node that are not for its class: `model.checkpoint`, a file with the network's weights."""
+
+HOW = {"device", "threads", "workers", "tracker", "runs", "checkpoint", "save"}
 """How and where a cell runs: recorded, but part of no identity."""
 
 LATER: dict[str, Any] = {"make_dense": False}
@@ -44,7 +49,7 @@ WORDS: dict[type, str] = {int: "a whole number", float: "a number", str: "a word
 def check(config: dict[str, Any], path: str = "") -> None:
     """Raises UserError for the first setting that nothing would read, or that is not of its type."""
     target = config.get("_target_")
-    known = KNOWN.get(path) if target is None else takes(target, path) | {"_target_": str}
+    known = KNOWN.get(path) if target is None else takes(target, path) | {"_target_": str} | BESIDES.get(path, {})
     for key, value in config.items():
         here = f"{path}.{key}" if path else str(key)
         if known is not None and key not in known:
@@ -113,6 +118,7 @@ def _kind(parameter: inspect.Parameter) -> type | None:
 
 def run_id(config: dict[str, Any]) -> str:
     """The identity of a cell: everything in the composed config except how and where it runs."""
+    config = config | {"model": model_material(config)}
     material = {key: value for key, value in config.items() if key not in HOW and LATER.get(key, ...) != value}
     return digest({"protocol": PROTOCOL} | _lasting(material) | counted_up(material))[:8]
 
@@ -123,13 +129,42 @@ def _lasting(node: dict[str, Any]) -> dict[str, Any]:
     return {k: _lasting(v) if isinstance(v, dict) else v for k, v in node.items() if k not in left}
 
 
+def weights(config: Mapping[str, Any]) -> str | None:
+    """The file whose weights the network gets; None: it is trained here."""
+    file = config["model"].get("checkpoint")
+    return None if file is None else str(file)
+
+
+def saves(config: Mapping[str, Any]) -> bool:
+    """Whether the purified weights are written: as `save` says, else for a stranger's model, which is there to be purified."""
+    save = config.get("save")
+    return bool(stranger(config) if save is None else save)
+
+
+def stranger(config: Mapping[str, Any]) -> bool:
+    """Whether nobody knows the trigger (attack=unknown)."""
+    return str(config["attack"].get("_target_", "")).endswith(".Unknown")
+
+
+def network(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The network alone, without the file whose weights it may get."""
+    return {key: value for key, value in config["model"].items() if key != "checkpoint"}
+
+
+def model_material(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The network in an identity: with what is in a checkpoint, not where it lies; without one as if there were no such key."""
+    file = weights(config)
+    return network(config) | ({"checkpoint": fingerprint(file, alone=stranger(config))} if file else {})
+
+
 def clean_twin(config: dict[str, Any]) -> dict[str, Any]:
     """The same config without an attack, as `attack=none` composes it."""
-    return config | {"attack": {"_target_": "bench.attacks.none.NoAttack", "target": 0}}
+    return config | {"model": network(config), "attack": {"_target_": "bench.attacks.none.NoAttack", "target": 0}}
 
 
 def backdoor_material(config: dict[str, Any], data_digest: str) -> dict[str, Any]:
     """What shapes a backdoored model: data, network, attack and training. Not the defence, not the paths."""
     dataset = {key: value for key, value in config["dataset"].items() if key not in WHERE}
+    config = config | {"model": model_material(config)}
     parts = {"dataset": dataset} | {key: config[key] for key in ("model", "attack", "train")}
     return {"data": data_digest} | _lasting(parts) | counted_up(parts)

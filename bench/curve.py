@@ -48,4 +48,5 @@ def trace(
 def _row(candidate: Candidate, select_acc: float, m: Metrics) -> dict[str, Any]:
     values = (candidate.at, candidate.pruned, int(candidate.fixed), select_acc, m.acc, m.asr, m.ra)
     layers = {layer: (len(gone), int(gone.sum())) for layer, gone in (candidate.mask or {}).items()}
-    return dict(zip(COLUMNS, (*values, m.right, m.hit, m.robust), strict=True)) | {"layers": layers}
+    by_trigger = (m.hit, m.robust) if m.triggered else (None, None)
+    return dict(zip(COLUMNS, (*values, m.right, *by_trigger), strict=True)) | {"layers": layers}

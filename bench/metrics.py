@@ -28,11 +28,11 @@ class Exam:
 
     @classmethod
     def of(cls, test: ImageSet, trigger: Trigger) -> Exam:
-        wanted = trigger.relabel(test.y)
         index = trigger.chosen(test).nonzero().flatten()
-        if len(index) == 0:
+        if len(index) == 0 and trigger.known:
             raise UserError("the test set has no image that counts for this attack, so ASR cannot be measured.")
-        return cls(test, ImageSet(trigger.stamp(test.x[index]), test.y[index]), wanted[index])
+        triggered, wanted = trigger.on(test, index)
+        return cls(test, ImageSet(triggered, test.y[index]), wanted)
 
     @cached_property
     def images(self) -> Tensor:
@@ -45,7 +45,8 @@ class Metrics:
     """Counts and, from them, percentages.
 
     ACC: clean images classified right. ASR: triggered images, non-target ones only, classified as the attacker wants.
-    RA: the same images classified as their TRUE class. ASR + RA <= 100.
+    RA: the same images classified as their TRUE class. ASR + RA <= 100. Both are None where there are no triggered images,
+    because nobody knows the trigger.
     """
 
     clean: int
@@ -59,12 +60,12 @@ class Metrics:
         return 100 * self.right / self.clean
 
     @property
-    def asr(self) -> float:
-        return 100 * self.hit / self.triggered
+    def asr(self) -> float | None:
+        return 100 * self.hit / self.triggered if self.triggered else None
 
     @property
-    def ra(self) -> float:
-        return 100 * self.robust / self.triggered
+    def ra(self) -> float | None:
+        return 100 * self.robust / self.triggered if self.triggered else None
 
 
 @torch.no_grad()
@@ -99,9 +100,12 @@ def accuracy(model: nn.Module, images: ImageSet, predict: Predict = predict) -> 
     return 100 * int((predict(model, images.x) == images.y).sum()) / len(images)
 
 
-def der(before: Metrics, after: Metrics) -> float:
+def der(before: Metrics, after: Metrics) -> float | None:
     """Defence effectiveness rating, percent: (max(0, drop of ASR) - max(0, drop of ACC) + 100) / 2 (Zhu et al., ICCV'23).
 
     50 = nothing changed. BackdoorBench's general function adds the ACC drop; its paper, and this, subtract it.
+    None where ASR is unknown.
     """
+    if before.asr is None or after.asr is None:
+        return None
     return (max(0.0, before.asr - after.asr) - max(0.0, before.acc - after.acc) + 100) / 2

@@ -30,8 +30,11 @@ def points(
     drop = selection["max_drop"]
     out: dict[str, Any] = {"rule": selection["rule"], "max_drop": drop}
     for rule in SENTENCES:
+        if rule == "oracle" and not before.triggered:  # it goes by ASR
+            out |= dict.fromkeys(f"{key}_{rule}" for key in (*COLUMNS, "der") if key != "fixed")
+            continue
         row = curve[choose(curve, rule, select_before=select_before, acc_before=before.acc, max_drop=drop)]
-        after = Metrics(before.clean, row["right"], before.triggered, row["hit"], row["robust"])
+        after = Metrics(before.clean, row["right"], before.triggered, row["hit"] or 0, row["robust"] or 0)
         values = {key: row[key] for key in COLUMNS if key != "fixed"} | {"der": der(before, after)}
         out |= {f"{key}_{rule}": value for key, value in values.items()}
         if rule == selection["rule"]:
@@ -43,15 +46,19 @@ def before(metrics: Metrics, select_acc: float) -> dict[str, Any]:
     """The columns `acc_before`, `asr_before`, ..., and the two numbers of images that hold before and after."""
     names = ("acc", "asr", "ra", "right", "hit", "robust")
     columns = {f"{name}_before": getattr(metrics, name) for name in names} | {"select_acc_before": select_acc}
-    return columns | {"clean": metrics.clean, "triggered": metrics.triggered}
+    columns |= {} if metrics.triggered else {"hit_before": None, "robust_before": None}
+    return columns | {"clean": metrics.clean, "triggered": metrics.triggered or None}
 
 
 def gate(attack: str, before: Metrics, clean: Backdoor | None, limits: Mapping[str, Any]) -> dict[str, Any]:
-    """Whether the attack took: enough ASR, and an ACC near that of a clean model of the same bench. Without one always."""
+    """Whether the attack took: enough ASR, and an ACC near that of a clean model of the same bench. Without one always.
+
+    None where ASR is unknown.
+    """
     acc = Metrics(**clean.card["metrics"]).acc if clean else None
     near = limits["max_drop"] is None or acc is None or abs(acc - before.acc) <= limits["max_drop"] + 1e-9
-    took = attack == "none" or (before.asr >= limits["min_asr"] and near)
-    return {"took": bool(took), "clean_model_acc": acc, "clean_model": clean.name if clean else None}
+    took = True if attack == "none" else None if before.asr is None else before.asr >= limits["min_asr"] and near
+    return {"took": took, "clean_model_acc": acc, "clean_model": clean.name if clean else None}
 
 
 def cost(scores: Scores | None, repair: float, total: float) -> dict[str, Any]:
@@ -81,14 +88,14 @@ def write(folder: Path, record: dict[str, Any], curve: Sequence[Mapping[str, Any
         if (path := folder / f"{name}.csv").exists():
             flat[f"digest_{name}"] = files.sha256(path)
     if not files.publish(folder / "record.json", json.dumps(flat, indent=1, allow_nan=False) + "\n"):
-        log.warning("another process finished this cell first; its record stays (%s).", folder)
+        log.warning("this cell had a record already, which stays as it was (%s).", folder)
 
 
 def layers(record: Mapping[str, Any], curve: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
     """Per layer its channels, and how many of them are pruned at each rule's operating point."""
     chosen = [
         next(r for r in curve if (r["at"], r["pruned"]) == (record[f"at_{rule}"], record[f"pruned_{rule}"]))
-        for rule in SENTENCES
+        for rule in rules
     ]
     names = dict.fromkeys(name for row in chosen for name in row["layers"])
     channels = {name: next(row["layers"][name][0] for row in chosen if name in row["layers"]) for name in names}

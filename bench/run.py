@@ -37,15 +37,16 @@ def main(cfg: DictConfig) -> dict[str, str]:
     """
     folder, job = Path(HydraConfig.get().runtime.output_dir), HydraConfig.get()
     note = {"name": cli.name(job.runtime.choices, cfg.seed), "folder": str(folder)}
-    if done := cell.read(folder):
+    settings = plain(cfg)
+    wanted = ["purified.safetensors"] if config.saves(settings) else []
+    if done := cell.read(folder, beside=wanted):
         log.info("done already: %s", cli.one_cell(done))
         return note | {"state": "passed"}
     try:
         with cell.failures(folder), turn(folder, "running this cell"):
-            settings = plain(cfg)
             config.check(settings)
             config.check_workers(settings["workers"], job.runtime.choices["launcher"])
-            result = cell.read(folder, mine=True) or run(cfg, settings, folder, job.runtime.choices)
+            result = cell.read(folder, True, wanted) or run(cfg, settings, folder, job.runtime.choices)
     except Exception as error:
         if job.mode == RunMode.RUN:
             raise
@@ -58,7 +59,7 @@ def main(cfg: DictConfig) -> dict[str, str]:
 
 def run(cfg: DictConfig, settings: dict, folder: Path, names: Mapping) -> dict:
     """The pipeline. `settings`: cfg as plain data; `names`: what was chosen for each config group. Returns the record."""
-    from bench import dense, machine, record  # these take seconds to load, and a finished cell needs none of them
+    from bench import dense, machine, purified, record  # these take seconds to load; a finished cell needs none of them
     from bench.repeat import verdict
     from bench.scene import repair, scene
 
@@ -77,7 +78,7 @@ def run(cfg: DictConfig, settings: dict, folder: Path, names: Mapping) -> dict:
         check.fits(stage)
     if cfg.make_dense:
         dense.follow(backdoor.model, stage.data.shape)
-    made = repair(stage, defense, keep=bool(check or cfg.make_dense))
+    made = repair(stage, defense, keep=bool(check or cfg.make_dense or config.saves(settings)))
 
     # record
     result = identity | {"data": stage.data.digest, "backdoor": backdoor.name, "needs": defense.needs}
@@ -94,6 +95,8 @@ def run(cfg: DictConfig, settings: dict, folder: Path, names: Mapping) -> dict:
     precision = settings["train"].get("precision", "fp32")
     repeat = verdict(stage.attack, backdoor, stage.data.train, precision)
     result |= record.origin(backdoor, settings, repeat)
+    if made.chosen and config.saves(settings):
+        purified.leave(folder, made.chosen)
     record.write(folder, result, made.rows, made.scores)
     tracker.log(folder, settings, result, made.rows, made.scores)
     return result

@@ -18,6 +18,7 @@ from bench.attacks.base import Attack, Backdoor, draw_mix
 from bench.chosen import Chosen, Keeper
 from bench.data import Dataset, Defender, ImageSet, stream
 from bench.defenses.base import Defense
+from bench.errors import UserError
 from bench.metrics import Exam, Metrics, accuracy
 from bench.pruning import Scores
 from bench.victim import Bench
@@ -83,17 +84,33 @@ def scene(settings: Mapping[str, Any], names: Mapping[str, str], build: Build, d
     data = build(settings["dataset"]).to(device)
     if defense is not None:
         draw(settings, data, defense)
-    attack = build(settings["attack"], shape=data.shape, num_classes=data.num_classes)
+    task = {"shape": data.shape, "num_classes": data.num_classes}
+    file = config.weights(settings)
+    attack = build(settings["attack"], **task, **config.asked_for(settings["attack"]["_target_"], {"checkpoint": file}))
     attack.check(data.train)
+    if defense is not None:
+        possible(defense, attack, settings["selection"]["rule"])
 
     facts = {"num_classes": data.num_classes, "channels": data.shape[0], "size": data.shape[1]}
-    node = settings["model"]
+    node = config.network(settings)
     network = partial(build, node, **config.asked_for(node["_target_"], facts))
     workshop = Bench(data, network, plan, dict(settings), dict(names) | {"seed": settings["seed"]}, device)
-    clean = workshop.clean() if attack.needs_clean or settings["gate"]["max_drop"] is not None else None
+    compared = settings["gate"]["max_drop"] is not None and file is None  # a stranger's was trained in another way
+    clean = workshop.clean() if compared or (attack.needs_clean and file is None) else None
     backdoor = workshop.victim(attack, clean)
     exam, before = Exam.of(data.test, backdoor.trigger), Metrics(**backdoor.card["metrics"])
     return Scene(settings, device, data, attack, clean, backdoor, exam, before)
+
+
+def possible(defense: Defense, attack: Attack, rule: str) -> None:
+    """Raises UserError if the trigger is unknown and this defence, or the rule that chooses its operating point, needs it."""
+    if attack.trigger.known:
+        return
+    if defense.needs in ("poisoned", "trigger"):
+        what = "poisoned images" if defense.needs == "poisoned" else "the trigger"
+        raise UserError(f"this defence needs {what}, which attack=unknown cannot give: choose another defence.")
+    if rule == "oracle":
+        raise UserError("selection.rule=oracle goes by ASR, which attack=unknown has none of: use clean_drop or fixed.")
 
 
 def draw(settings: Mapping[str, Any], data: Dataset, defense: Defense) -> tuple[Defender, ImageSet]:

@@ -38,7 +38,7 @@ def leave(path: Path, backdoor: Backdoor, test: ImageSet) -> None:
         return
     index = backdoor.trigger.chosen(test).nonzero().flatten()
     index = index[:: max(1, -(-len(index) // IMAGES))]
-    clean, triggered = test.x[index], backdoor.trigger.stamp(test.x[index])
+    clean, triggered = test.x[index], backdoor.trigger.on(test, index)[0]
     if triggered.equal(clean):
         return
     change: dict[str, Tensor] = {}

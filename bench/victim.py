@@ -14,6 +14,7 @@ from bench import config, machine, shelf, store, tac
 from bench.attacks.base import Attack, Backdoor, Lab
 from bench.attacks.none import NoAttack
 from bench.data import Dataset, stream
+from bench.foreign import adopt
 from bench.metrics import Exam, evaluate, predict
 from bench.models import checked, normalised
 from bench.repeat import fingerprint
@@ -58,7 +59,10 @@ class Bench:
         def train(new: Backdoor) -> dict[str, Any]:
             keep = Keep(shelf.part(folder), settings.get("checkpoint"), self.device)
             learn = partial(fit, plan=self.plan, seed=stream(seed, "training"), augment=data.augment, keep=keep)
-            facts = attack.inject(new.model, data, Lab(learn, stream(seed, "poison"), clean.model if clean else None))
+            if file := config.weights(settings):
+                adopt(file, new.model, attack, settings["model"].get("width"))
+            lab = Lab(learn, stream(seed, "poison"), clean.model if clean else None)
+            facts = {} if file and not attack.elsewhere else attack.inject(new.model, data, lab)
             exam = Exam.of(data.test, new.trigger)
             made = {"seconds": keep.seconds, "interruptions": keep.interruptions, "exact": keep.exact}
             made |= machine.environment(self.device)

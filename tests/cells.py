@@ -5,7 +5,7 @@ from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 ROOT = Path(__file__).parent.parent
 build = partial(instantiate, _convert_="all")
@@ -16,9 +16,17 @@ def choices(group: str) -> list[str]:
     return sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml"))
 
 
+def attacks() -> list[str]:
+    """Those that train: the others are about a model from elsewhere."""
+    return [name for name in choices("attack") if name not in ("imported", "unknown")]
+
+
 def composed(*overrides: str) -> DictConfig:
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return compose("config", [*overrides])
+        config = compose("config", [*overrides])
+    with open_dict(config.model) as model:  # it is no setting of a network
+        del model["checkpoint"]
+    return config
 
 
 def shrink(node):

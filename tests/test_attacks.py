@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cells import build, choices, composed
+from cells import attacks, build, composed
 
 from bench.attacks.base import PoisonAttack
 from bench.errors import UserError
 
 SHAPE, CLASSES = (3, 16, 16), 10
-ATTACKS = [name for name in choices("attack") if name != "none"]
+ATTACKS = [name for name in attacks() if name != "none"]
 
 
 def takes(setting):

@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from cells import ROOT, build, choices, composed, shrink
+from cells import ROOT, attacks, build, choices, composed, shrink
 
 from bench import store
 from bench.attacks.base import Backdoor, Lab, PoisonAttack
@@ -18,7 +18,7 @@ from bench.metrics import Exam, evaluate
 from bench.models import normalised
 from bench.training import fit, to_unit
 
-ATTACKS, DEFENSES = choices("attack"), choices("defense")
+ATTACKS, DEFENSES = attacks(), choices("defense")
 PRUNERS = [name for name in DEFENSES if "\nrule:" in (ROOT / "conf" / "defense" / f"{name}.yaml").read_text()]
 SECOND = ("model=preactresnet18", "model.width=4")  # BatchNorms here read sums and pools, not only convolutions
 
@@ -98,6 +98,9 @@ def test_attack(name, digits, lab, tmp_path):
         assert a.equal(b)
     assert facts["poisoned"] > 0 or name == "none"
     assert {"poison_base", "poison_rate"} <= facts.keys()
+    built = attack_of(name, digits).trigger.state_dict()
+    same = all(built[key].equal(value) for key, value in one.trigger.state_dict().items())
+    assert attack_of(name, digits).learned or same, "a trigger that is not `learned` is what the settings make it"
     assert all(value.equal(clean[key]) for key, value in lab.clean.state_dict().items())
 
     exam = Exam.of(digits.test, one.trigger)

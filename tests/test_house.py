@@ -45,16 +45,22 @@ ALLOWED = {  # module (or package) -> what of the project it may import; imports
     "bench.machine": {"bench", "bench.errors"},
     "bench.tracking": {"bench.errors", "analysis.login"},
     "bench.board": {"bench.errors", "bench.tracking"},
-    "bench.config": {"bench", "bench.errors", "bench.files", "analysis.operating_point", "analysis.revisions"},
+    "bench.config": {"bench", "bench.companions", "bench.errors", "bench.files", "analysis.operating_point",
+                     "analysis.revisions"},
     "bench.store": {"bench", "bench.attacks", "bench.files", "bench.shelf"},
     "bench.repeat": {"bench.attacks", "bench.data", "bench.training"},
-    "bench.victim": {"bench", "bench.attacks", "bench.config", "bench.data", "bench.machine", "bench.metrics",
+    "bench.victim": {"bench", "bench.attacks", "bench.config", "bench.data", "bench.foreign", "bench.machine", "bench.metrics",
                      "bench.models", "bench.repeat", "bench.resume", "bench.shelf", "bench.store", "bench.tac", "bench.training"},
     "bench.record": {"bench", "bench.attacks", "bench.cell", "bench.curve", "bench.faults", "bench.files", "bench.metrics",
                      "bench.pruning",
                      "analysis.operating_point", "analysis.revisions"},
     "bench.scene": {"bench", "bench.attacks", "bench.chosen", "bench.config", "bench.curve", "bench.data", "bench.defenses",
-                    "bench.machine", "bench.metrics", "bench.pruning", "bench.victim"},
+                    "bench.errors", "bench.machine", "bench.metrics", "bench.pruning", "bench.victim"},
+    "bench.companions": {"bench.errors", "bench.files"},
+    "bench.foreign": {"bench.attacks", "bench.checkpoints", "bench.companions", "bench.data", "bench.errors", "bench.naming"},
+    "bench.attacks.imported": {"bench.attacks", "bench.checkpoints", "bench.companions", "bench.data", "bench.errors",
+                               "bench.foreign"},
+    "bench.purified": {"bench.chosen", "bench.files"},
     "bench.rebuilt": set(),
     "bench.pickles": {"bench.rebuilt"},
     "bench.checkpoints": {"bench.errors", "bench.pickles", "bench.rebuilt"},
@@ -68,7 +74,7 @@ ALLOWED = {  # module (or package) -> what of the project it may import; imports
 }  # fmt: skip
 
 
-SHARED = {"__init__", "base", "encoder", "features", "generators", "patterns"}
+SHARED = {"__init__", "base", "counts", "encoder", "features", "generators", "patterns"}
 """Files beside the methods that hold no method: what several share, and networks that a method's file has no room for."""
 
 

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bench.data import Dataset, ImageSet, generator, stream
+from bench.attacks.counts import check_rate, draw_mix
+from bench.data import Dataset, ImageSet, stream
 from bench.errors import UserError
 
 
@@ -47,6 +48,8 @@ class Trigger(nn.Module):
     dtype: ClassVar[torch.dtype] = torch.float64
     grows: ClassVar[tuple[str, ...]] = ()
     """Buffers whose size is only known once the attack is prepared; they take any size when loaded."""
+    known: ClassVar[bool] = True
+    """Whether there is anything to put on an image; not so for a stranger's model, whose trigger nobody knows."""
     identity: ClassVar[bool] = False
     """Whether nothing is put on an image because the image itself is the trigger (an attack on chosen test images)."""
     at_once: ClassVar[int] = 2**24
@@ -75,6 +78,10 @@ class Trigger(nn.Module):
     def chosen(self, test: ImageSet) -> Tensor:
         """Which test images count in ASR and RA: bool [N]. By their class, unless an attack aims at certain images."""
         return self.counts(test.y)
+
+    def on(self, test: ImageSet, index: Tensor) -> tuple[Tensor, Tensor]:
+        """These test images with the trigger, and the classes wanted for them."""
+        return self.stamp(test.x[index]), self.relabel(test.y[index])
 
     def load_state_dict(self, state_dict, *args, **kwargs):
         for name in self.grows:
@@ -116,6 +123,8 @@ class Attack(ABC):
     `shape`: (channels, height, width) of the images.
     """
 
+    elsewhere: ClassVar[bool] = False
+    """Whether it trains nothing, and is about a model that somebody else made."""
     needs_clean: bool = False
     """Whether `prepare` or `inject` uses a clean model."""
     trigger: Trigger
@@ -123,6 +132,11 @@ class Attack(ABC):
 
     def __init__(self, shape: tuple[int, int, int], num_classes: int) -> None:
         self.shape, self.num_classes = shape, num_classes
+
+    @property
+    def learned(self) -> bool:
+        """Whether the trigger is only made while the attack runs: then a model from elsewhere must bring its own."""
+        return type(self).prepare is not Attack.prepare or any(True for _ in self.trigger.parameters())
 
     def check(self, train: ImageSet) -> None:  # noqa: B027 - most have nothing to check
         """Raises UserError if this training set cannot be poisoned as asked for. Called before anything is trained."""
@@ -240,18 +254,6 @@ class PoisonAttack(Attack):
         """A random sample of the very set that `inject` trained on: the same victims, rebuilt from the seed."""
         drawn = draw_mix(len(train), size, seed).to(train.y.device)
         return self.poison(train, np.random.default_rng(seed), seed)[0][drawn]
-
-
-def draw_mix(count: int, size: int, seed: int) -> Tensor:
-    """`size` of 0..count-1, in random order."""
-    if not 0 < (size or 0) <= count:
-        raise UserError(f"clean.mix={size} must be at least 1 and at most {count}, the number of training images.")
-    return torch.randperm(count, generator=generator(seed, "mix"))[:size]
-
-
-def check_rate(name: str, rate: float, most: float = 1) -> None:
-    if not isinstance(rate, int | float) or not 0 < rate <= most:
-        raise UserError(f"{name}={rate} must be a number above 0 and at most {most}.")
 
 
 def poison_count(rate: float, base: int) -> int:

@@ -67,20 +67,18 @@ class Trojan(PoisonAttack):
         if neurons < 1 or steps < 1 or bound <= 0 or step <= 0:
             raise UserError("attack.neurons and attack.steps must be at least 1, attack.bound and attack.step above 0.")
         self.needs_clean = optimise
-        self.descent = {
-            "neurons": neurons,
-            "goal": goal,
-            "bound": bound,
-            "step": step,
-            "steps": steps,
-            "tolerance": tolerance,
-        }
+        self.descent = {"neurons": neurons, "goal": goal, "bound": bound, "step": step, "steps": steps,
+                        "tolerance": tolerance}  # fmt: skip
         if pattern == "disc":
             start = disc(shape, distance, pattern_seed).double()
         else:
             image, mask = patch(pattern, shape, distance, pattern_seed)
             start = image * mask
         self.trigger = (Wrapping if wrap else Additive)(start, num_classes, target, labels)
+
+    @property
+    def learned(self):
+        return self.needs_clean
 
     def prepare(self, data, lab):
         if self.needs_clean:
