@@ -92,14 +92,14 @@ def write(folder: Path, record: dict[str, Any], curve: Sequence[Mapping[str, Any
 
 
 def layers(record: Mapping[str, Any], curve: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
-    """Per layer its channels, and how many of them are pruned at each rule's operating point."""
+    """Per layer its channels, and how many of them are pruned at each rule's operating point (None: there is none)."""
     chosen = [
-        next(r for r in curve if (r["at"], r["pruned"]) == (record[f"at_{rule}"], record[f"pruned_{rule}"]))
-        for rule in rules
+        next((r for r in curve if (r["at"], r["pruned"]) == (record[f"at_{rule}"], record[f"pruned_{rule}"])), None)
+        for rule in SENTENCES
     ]
-    names = dict.fromkeys(name for row in chosen for name in row["layers"])
-    channels = {name: next(row["layers"][name][0] for row in chosen if name in row["layers"]) for name in names}
-    return [[name, channels[name], *(row["layers"].get(name, (0, 0))[1] for row in chosen)] for name in names]
+    known = [row["layers"] for row in chosen if row]
+    channels = {name: gone[0] for layers in known for name, gone in layers.items()}
+    return [[name, n, *(row and row["layers"].get(name, (0, 0))[1] for row in chosen)] for name, n in channels.items()]
 
 
 def table(header: Sequence[str], rows: Any) -> str:
