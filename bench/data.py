@@ -71,6 +71,8 @@ class Dataset:
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
     augment: Augment = Augment()
+    places: Tensor | None = None
+    """Where in the official training set each of the training images stands; None if there is no such order."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -162,11 +164,17 @@ def stratified(labels: np.ndarray, size: int, rng: np.random.Generator) -> tuple
 
 def hold_out(train: ImageSet, size: float, seed: int) -> tuple[ImageSet, ImageSet]:
     """(train without them, held out): `size` images, or that share of the set if below 1, drawn class by class."""
+    kept, held = kept_and_held(train, size, seed)
+    return train[kept], train[held]
+
+
+def kept_and_held(train: ImageSet, size: float, seed: int) -> tuple[Tensor, Tensor]:
+    """The indices of those images; both sorted."""
     count = round(size * len(train)) if size < 1 else int(size)
     if not 0 < count < len(train):
         raise UserError(f"dataset.heldout={size} must leave images on both sides; the training set has {len(train)}.")
     held, kept = stratified(train.y.numpy(), count, np.random.default_rng(seed))
-    return train[torch.from_numpy(kept)], train[torch.from_numpy(held)]
+    return torch.from_numpy(kept), torch.from_numpy(held)
 
 
 def stream(seed: int, name: str) -> int:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bench.data import Augment, Dataset, ImageSet, hold_out, stratified
+from bench.data import Augment, Dataset, ImageSet, hold_out, kept_and_held, stratified
 from bench.decode import Listing, cached, decode, listing, named, stamps
 from bench.errors import UserError, nearest
 
@@ -206,4 +206,5 @@ def _split(
     mean: Sequence[float], std: Sequence[float],
 ) -> Dataset:  # fmt: skip
     train, test = (ImageSet(arrays[f"{part}_x"], arrays[f"{part}_y"]) for part in ("train", "test"))
-    return Dataset(*hold_out(train, heldout, split_seed), test, classes, tuple(mean), tuple(std), augment)
+    kept, held = kept_and_held(train, heldout, split_seed)
+    return Dataset(train[kept], train[held], test, classes, tuple(mean), tuple(std), augment, kept)

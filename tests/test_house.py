@@ -67,6 +67,10 @@ ALLOWED = {  # module (or package) -> what of the project it may import; imports
     "bench.naming": {"bench.errors"},
     "bench.relearn": {"bench.chosen", "bench.data", "bench.errors", "bench.metrics", "bench.plan", "bench.scene",
                       "bench.training"},
+    "bench.parts": {"bench.errors"},
+    "bench.stored": {"bench.config", "bench.errors", "bench.parts", "bench.scene", "bench.shelf", "bench.store"},
+    "bench.backdoorbench": {"bench.attacks", "bench.data", "bench.scene"},
+    "bench.export": {"bench.backdoorbench", "bench.errors", "bench.metrics", "bench.scene", "bench.stored"},
     "analysis": {"analysis"},
     "benchmarks": {"benchmarks", "bench", "analysis.render"} | {  # what it times, and what makes its tables
         f"bench.{part}" for part in ("attacks", "curve", "data", "datasets", "defenses", "errors", "files", "layers", "machine",

@@ -1,0 +1,136 @@
+"""What lies in runs/, picked up again: a stored backdoor, or a finished cell with its repair. Nothing is trained."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+
+from bench import config, shelf, store
+from bench.errors import UserError
+from bench.parts import make
+from bench.scene import Outcome, Scene, repair, scene
+
+LIMIT = 1 << 20
+"""Bytes of a settings file; a real one has 3,000."""
+Settings = dict[str, Any]
+PASSIVE = {"gate": {"min_asr": 0.0, "max_drop": None}, "threads": None}
+"""Looking at a stored backdoor compares it with nothing."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A folder in runs/: the settings behind it and the names of its parts; the record, if it is a cell's."""
+
+    folder: Path
+    settings: Settings
+    names: dict[str, Any]
+    record: dict[str, Any] | None = None
+
+    @property
+    def name(self) -> Path:
+        """<dataset>/<model>/<attack>/<defense>/<folder>, without the defence for a backdoor."""
+        parts = [str(self.names[key]) for key in ("dataset", "model", "attack", "defense") if key in self.names]
+        return Path(*parts, self.folder.name)
+
+
+def find(folder: str | Path, root: str | None = None, device: str = "auto") -> Found:
+    """What this folder is. `root`: where the data set lies, if not where it did. Raises UserError if it is neither."""
+    folder = Path(folder).resolve()
+    if (folder / "card.json").is_file():
+        found = _backdoor(folder)
+    elif (folder / "record.json").is_file():
+        found = _cell(folder)
+    else:
+        raise UserError(
+            f"{folder} is neither a finished cell (record.json) nor a stored backdoor (card.json): give such a folder of runs/."
+        )
+    found.settings["device"] = device
+    if root is not None:
+        found.settings["dataset"]["root"] = root
+    return found
+
+
+def open_scene(found: Found) -> Scene:
+    """The data, the stored model and its exam. Raises UserError rather than train a model that is not there."""
+    settings, names = found.settings, found.names
+    data = make(settings["dataset"])
+    material = config.backdoor_material(settings, data.digest)
+    wanted = store.folder_for(settings["runs"], names, material)
+    if not (wanted / "card.json").is_file():
+        raise UserError(
+            f"the backdoored model behind {found.folder} is not in {wanted}: it was moved, or the data set differs from then."
+        )
+    return scene(settings, names, make)
+
+
+def run_again(found: Found, stage: Scene) -> Outcome:
+    """The cell's repair, done again. Raises UserError if the model at the operating point is not the one on record."""
+    if found.record is None:
+        raise ValueError("a stored backdoor has no repair")
+    outcome = repair(stage, make(found.settings["defense"]), keep=True)
+    assert outcome.chosen is not None, "a curve has at least one row"
+    for column in ("right", "hit", "robust"):
+        then, now = found.record.get(column), outcome.chosen.row[column]
+        if then != now:
+            raise UserError(
+                f"{found.folder}: done again here, this repair gives {column} {now} and not {then} as on record; the same "
+                "machine and number of threads give the same numbers."
+            )
+    return outcome
+
+
+def _backdoor(folder: Path) -> Found:
+    try:
+        card = shelf.verified(folder)
+        made = card["from"]
+        dataset, model, attack = folder.parts[-4:-1]
+        seed = int(folder.name[1:].partition("-")[0])
+        settings = {key: dict(made[key]) for key in ("dataset", "model", "attack", "train")}
+    except shelf.Damaged as problem:
+        raise UserError(f"{folder} is damaged: {problem}.") from problem
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{folder} is not named, or its card not made, as those of runs/backdoors.") from error
+    runs = str(folder.parents[4])
+    where = {"root": "data", "cache": str(Path(runs, "cache")), "download": False}
+    takes = config.takes(str(settings["dataset"]["_target_"]), "dataset")
+    settings["dataset"] |= {key: value for key, value in where.items() if key in takes}
+    names = {"dataset": dataset, "model": model, "attack": attack, "seed": seed}
+    return Found(folder, settings | PASSIVE | {"seed": seed, "runs": runs}, names)
+
+
+def _cell(folder: Path) -> Found:
+    try:
+        record = json.loads(_text(folder / "record.json"))
+        settings = yaml.safe_load(_text(folder / ".hydra/config.yaml"))
+        runs = str(folder.parents[4])
+        settings = _said(settings, {"runs": str(settings["runs"])}) | {"runs": runs}
+        names = {key: str(record[key]) for key in ("dataset", "model", "attack", "defense")}
+        ours = {"id": record["id"], "seed": record["seed"]} == {"id": config.run_id(settings), "seed": settings["seed"]}
+    except (OSError, ValueError, KeyError, TypeError, IndexError, yaml.YAMLError) as error:
+        raise UserError(f"{folder} is no finished cell of the bench: {str(error).strip().splitlines()[0]}") from error
+    if not ours:
+        raise UserError(f"{folder}: .hydra/config.yaml is not what its record.json was made with.")
+    return Found(folder, settings, names | {"seed": settings["seed"]}, record)
+
+
+def _text(path: Path) -> str:
+    if path.stat().st_size > LIMIT:
+        raise ValueError(f"{path.name} is larger than {LIMIT >> 10} KiB")
+    return path.read_text(encoding="utf-8")
+
+
+def _said(node: Any, words: Mapping[str, str]) -> Any:
+    """Settings with ${runs} in them said out; the file holds them as they were typed."""
+    if isinstance(node, dict):
+        return {key: _said(value, words) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_said(value, words) for value in node]
+    if isinstance(node, str):
+        for word, said in words.items():
+            node = node.replace(f"${{{word}}}", said)
+    return node

@@ -1,0 +1,189 @@
+"""What is exported is what was measured, in forms that others read; what is read back are settings, not orders."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from cells import ROOT, build, choices, composed
+from PIL import Image
+from safetensors.torch import load_file
+
+from bench import export, parts, stored
+from bench.checkpoints import read
+from bench.data import ImageSet
+from bench.errors import UserError
+from bench.metrics import Exam, evaluate
+from bench.models import normalised
+from bench.run import plain
+
+QUICK = ["train.epochs=2", "threads=1", "gate.max_drop=null"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """One cell of a pruner and its backdoor, made as a user makes them."""
+    runs = tmp_path_factory.mktemp("lab") / "runs"
+    command = [sys.executable, str(ROOT / "bench/run.py"), "attack=badnets", "defense=clp", *QUICK, f"runs={runs}"]
+    subprocess.run(command, check=True, capture_output=True)
+    return runs
+
+
+@pytest.fixture(scope="module")
+def cell(runs):
+    return next(runs.glob("digits/vgg5/badnets/clp/*"))
+
+
+@pytest.fixture(scope="module")
+def backdoor(runs):
+    return next(runs.glob("backdoors/digits/vgg5/badnets/s2-*"))
+
+
+def network(folder: Path) -> torch.nn.Module:
+    """From what model.json says, without the bench's help."""
+    facts = json.loads((folder / "model.json").read_text())
+    assert facts["network"]["_target_"] == "bench.models.vgg" and facts["shape"] == [3, 16, 16]
+    model = parts.make(facts["network"], num_classes=facts["num_classes"], channels=3)
+    return normalised(model, facts["mean"], facts["std"])
+
+
+def test_a_cell_gives_its_repaired_model_and_a_backdoor_itself(cell, backdoor, tmp_path):
+    """The counts of the record and of the card, to the last image."""
+    exam = stored.open_scene(stored.find(backdoor)).exam
+    record, card = (json.loads((p / n).read_text()) for p, n in ((cell, "record.json"), (backdoor, "card.json")))
+    for run, wanted in ((cell, [record["right"], record["hit"], record["robust"]]),
+                        (backdoor, [card["metrics"][k] for k in ("right", "hit", "robust")])):  # fmt: skip
+        for form, load in (("safetensors", load_file), ("torch", read)):
+            out = tmp_path / run.name / form
+            assert export.main([str(run), "--format", form, "--into", str(out)]) == 0
+            model = network(out)
+            model.load_state_dict(load(out / ("model.pt" if form == "torch" else "model.safetensors")))
+            metrics = evaluate(model, exam)
+            assert [metrics.right, metrics.hit, metrics.robust] == wanted
+            assert json.loads((out / "model.json").read_text())["metrics"]["hit"] == wanted[1]
+    assert record["pruned"] > 0 and record["right"] != card["metrics"]["right"]
+
+
+def test_a_backdoorbench_folder_holds_the_very_images(cell, backdoor, runs):
+    """Its PNG files, read as its own code finds them, give the ACC, ASR and RA that were measured; so does its model."""
+    said = export.export(cell, "backdoorbench")
+    (folder,) = (runs / "exports/record").iterdir()
+    assert any(f"record/{folder.name}" in line for line in said)
+    result = read(folder / "attack_result.pt")
+    stage = stored.open_scene(stored.find(backdoor))
+    assert (result["model_name"], result["num_classes"], result["img_size"]) == ("vgg5", 10, (16, 16, 3))
+    assert "data" in result["data_path"] and result["clean_data"] == "digits"
+    for part, total, count in (("bd_test", 500, 450), ("bd_train", 1097, 109)):
+        state = result[part]
+        indicator, table = state["poison_indicator"], state["bd_data_container"]["data_dict"]
+        assert indicator.shape == (total,) and indicator.sum() == count == len(table)
+        rows = [int(i) for i in state["original_index_array"] if indicator[int(i)] == 1]
+        x, true, wanted = [], [], []
+        for i in rows:
+            bd_label, label = table[i]["other_info"]
+            path = Path(*Path(table[i]["path"]).parts[2:])  # it lies under record/<name> there
+            x.append(torch.from_numpy(np.array(Image.open(folder / path))).permute(2, 0, 1))
+            true.append(label)
+            wanted.append(bd_label)
+        images, labels = torch.stack(x), torch.tensor(true)
+        source = stage.data.test if part == "bd_test" else stage.data.train
+        assert labels.equal(source.y[rows]) and images.equal(stage.backdoor.trigger.stamp(source.x[rows]))
+        if part == "bd_test":
+            exam = Exam(stage.data.test, ImageSet(images, labels), torch.tensor(wanted))
+    model = stage.backdoor.model
+    for file, column in (("attack_result.pt", "_before"), ("defense_result.pt", "")):
+        model.load_state_dict(read(folder / file)["model"])
+        record, metrics = json.loads((cell / "record.json").read_text()), evaluate(model, exam)
+        assert [metrics.right, metrics.hit] == [record[f"right{column}"], record[f"hit{column}"]]
+
+
+def test_training_images_stand_where_the_official_set_has_them(tmp_path):
+    """Indices in bd_train count the official training set, from which the defender's images were taken out."""
+    node = plain(composed("dataset=imagefolder", "dataset.root=x"))["dataset"]
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 20), ("test", 6)):
+        for label in "ab":
+            (tmp_path / part / label).mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 255, (8, 8, 3), np.uint8)
+                Image.fromarray(pixels).save(tmp_path / part / label / f"{i:02}.png")
+    data = parts.make(node | {"root": str(tmp_path), "cache": str(tmp_path / "cache"), "size": 8, "heldout": 0.25})
+    files = sorted(tmp_path.glob("train/*/*.png"))
+    for row, place in enumerate(data.places.tolist()):
+        assert data.train.x[row].equal(torch.from_numpy(np.array(Image.open(files[place]))).permute(2, 0, 1))
+    assert len(data.places) == 30
+
+
+def test_onnx_gives_the_same_logits(cell, tmp_path):
+    pytest.importorskip("onnxscript")
+    said = export.export(cell, "onnx", tmp_path / "out")
+    assert any("gives the same logits" in line for line in said)
+    from onnx.reference import ReferenceEvaluator
+
+    stage = stored.open_scene(found := stored.find(cell))
+    model = stored.run_again(found, stage).chosen.model
+    x = stage.data.test.x[:3].float() / 255  # another number of images than it was traced with
+    (logits,) = ReferenceEvaluator(str(tmp_path / "out/model.onnx")).run(None, {"images": x.numpy()})
+    assert torch.allclose(torch.from_numpy(logits), model(x), atol=1e-3)
+
+
+def test_what_cannot_be_exported_is_one_sentence(cell, backdoor, runs, tmp_path, capsys):
+    assert export.main([str(runs), "--format", "torch"]) == 1
+    assert "neither a finished cell (record.json) nor a stored backdoor" in capsys.readouterr().err
+    (tmp_path / "there").mkdir()
+    with pytest.raises(UserError, match="is there already"):
+        export.export(backdoor, "torch", tmp_path / "there")
+    moved = tmp_path / "a/b/c/d/e" / cell.name
+    shutil.copytree(cell, moved)
+    with pytest.raises(UserError, match="it was moved, or the data set differs"):
+        export.export(moved, "torch", tmp_path / "out")
+    record = json.loads((moved / "record.json").read_text())
+    (moved / "record.json").write_text(json.dumps(record | {"right": record["right"] + 1}))
+    shutil.copytree(runs / "backdoors", tmp_path / "a/backdoors")
+    with pytest.raises(UserError, match=r"this repair gives right \d+ and not \d+ as on record"):
+        export.export(moved, "torch", tmp_path / "out")
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".tmp-*"))
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["os.system", "bench.files.write", "bench.data.np.save", "bench.datasets.Path", "bench.attacks.base.importlib.reload",
+     "bench.nowhere.Thing", "bench.models.nothing", None, 3],
+)  # fmt: skip
+def test_settings_from_a_file_name_parts_of_the_bench_or_nothing(target, cell, runs, tmp_path):
+    with pytest.raises(UserError, match="_target_="):
+        parts.make({"_target_": target, "command": "touch here"})
+    with pytest.raises(UserError, match="_target_="):
+        parts.make(
+            {"_target_": "bench.attacks.blend.Blend", "alpha": {"_target_": target}}, shape=(3, 8, 8), num_classes=2
+        )
+
+
+def test_a_changed_cell_is_refused(cell, runs):
+    changed = cell.with_name("s2-changed")
+    shutil.copytree(cell, changed)
+    settings = yaml.safe_load((changed / ".hydra/config.yaml").read_text())
+    settings["defense"]["_target_"] = "os.system"
+    (changed / ".hydra/config.yaml").write_text(yaml.safe_dump(settings))
+    with pytest.raises(UserError, match="is not what its record"):
+        export.export(changed, "torch")
+
+
+def test_parts_are_built_as_hydra_builds_them():
+    """Some defences and attacks of conf/: the same class with the same settings."""
+    for group in ("attack", "defense"):
+        for name in choices(group)[::6]:
+            node = plain(composed(f"{group}={name}"))[group]
+            more = {"shape": [3, 32, 32], "num_classes": 10} if group == "attack" else {}
+            ours, theirs = parts.make(node, **more), build(node, **more)
+            assert type(ours) is type(theirs) and said(ours) == said(theirs), name
+
+
+def said(thing) -> str:
+    return re.sub(r" at 0x[0-9a-f]+", "", str(vars(thing)))
