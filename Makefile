@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-launchers test-slurm lint tables plots gallery bench bench-gpu docs-attacks docs-defenses dashboard clean
+.PHONY: help setup run test test-launchers test-slurm lint tables plots ledger localisation report status results gallery bench bench-gpu docs-attacks docs-defenses dashboard clean
 
 help:  ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ tables: $(STAMP)  ## tables of all finished cells, here and as Markdown, CSV and
 
 plots: $(STAMP)  ## curves, trade-offs, heat map, layers, cost and ranks of all finished cells in runs/plots
 	@$(BIN)/python -m analysis.plots --runs $(RUNS)
+
+ledger: $(STAMP)  ## published numbers beside ours, here and in runs/tables
+	@$(BIN)/python -m analysis.ledger --runs $(RUNS)
 
 gallery: $(STAMP)  ## what each stored attack does to images, in runs/gallery
 	@$(BIN)/python -m analysis.gallery --runs $(RUNS)

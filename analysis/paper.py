@@ -150,7 +150,7 @@ def costs(
             else shown(average(cells[d], "asr", "clean_drop") - average(cells[d], "asr", "oracle"))
         )
     for name in sheet.rows.columns:
-        if (text := relearn_name(name)) and sheet.rows[name].notna().any():
+        if (text := relearn_name(name)).endswith("ASR") and sheet.rows[name].notna().any():
             columns[text] = over(name)
     columns["seconds"] = every("seconds")
     if "peak_memory_mib" in sheet.rows and sheet.rows["peak_memory_mib"].notna().any():

@@ -18,7 +18,7 @@ AXES = ("dataset", "model", "attack", "defense")
 METRICS = ("acc", "asr", "ra")
 UNKNOWN = "unknown"
 """The attack of a stranger's model: its trigger is unknown, so its ASR, RA and DER are null."""
-RELEARN = re.compile(r"relearn_(?:(acc|asr|ra)_(\w+)|(\w+)_(acc|asr|ra))")
+RELEARN = re.compile(r"relearn_(acc|asr|ra)_k?(\w+)")
 
 
 def read_text(path: Path, limit: int = LIMIT) -> str:
@@ -57,11 +57,11 @@ def by_trigger(key: str) -> bool:
 
 
 def relearn_name(key: str) -> str:
-    """`relearn_asr_10` -> `relearn 10 ASR`; nothing for any other column."""
+    """`relearn_asr_k10` -> `relearn 10 ASR`; nothing for any other column."""
     if not (found := RELEARN.fullmatch(key)):
         return ""
-    before, what, other, after = found.groups()
-    return f"relearn {(what or other).replace('_', ' ')} {(before or after).upper()}"
+    metric, what = found.groups()
+    return f"relearn {what} {metric.upper()}"
 
 
 def is_name(value: Any) -> bool:

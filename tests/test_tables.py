@@ -100,13 +100,13 @@ def test_a_strangers_model_has_unknown_asr_and_is_in_no_average(runs):  # noqa: 
 def test_relearning_is_a_column_where_it_was_measured(runs):  # noqa: F811
     assert "relearn" not in made(runs)["table.md"]
     for folder in cells(runs, defense="rnp"):
-        change(folder, relearn_asr_10=40.0 if "badnets" in str(folder) else 50.0)
+        change(folder, relearn_asr_k10=40.0 if "badnets" in str(folder) else 50.0)
     texts = made(runs)
     found = table(texts["table.md"])
     assert (found["rnp"]["relearn 10 ASR"], found["clp"]["relearn 10 ASR"]) == ("45.0", "–")
-    assert tidy(texts["table.csv"])["blend", "rnp"]["relearn_asr_10_mean"] == "50.0000"
-    change(cells(runs, "blend", "rnp", 2)[0], relearn_asr_10=400)
-    assert "relearn_asr_10 is '400'" in made(runs)["table.md"]
+    assert tidy(texts["table.csv"])["blend", "rnp"]["relearn_asr_k10_mean"] == "50.0000"
+    change(cells(runs, "blend", "rnp", 2)[0], relearn_asr_k10=400)
+    assert "relearn_asr_k10 is '400'" in made(runs)["table.md"]
 
 
 def test_before_and_after_stand_in_the_csv(runs):  # noqa: F811

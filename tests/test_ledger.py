@@ -1,0 +1,89 @@
+"""Published numbers beside ours: nothing is compared with something else than it says."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from cells import ROOT, choices
+from test_analysis import HOSTILE, change
+
+from analysis import ledger
+
+RESULTS = ROOT / "results" / "cifar10-jpeg-h200"
+BADNETS = RESULTS / "imagefolder" / "resnet18" / "badnets"
+
+
+@pytest.fixture
+def runs(tmp_path):
+    for defense in ("none", "rnp"):
+        shutil.copytree(BADNETS / defense, tmp_path / "imagefolder" / "resnet18" / "badnets" / defense)
+    return tmp_path
+
+
+def test_the_published_numbers_name_what_the_bench_has():
+    rows = ledger.reported()
+    assert {row["attack"] for row in rows} <= set(choices("attack"))
+    assert {row["defense"] for row in rows} <= set(choices("defense"))
+    assert {row["verified"] for row in rows} == {"yes", "no"} and all(row["source"] for row in rows)
+
+
+def test_a_number_with_a_threshold_is_held_against_our_curve_there():
+    (row,) = [r for r in ledger.compare(RESULTS, "clean_drop") if r["defense"] == "rnp" and r["at"] == 0.3]
+    ours = []
+    for path in BADNETS.glob("rnp/*/curve.csv"):
+        with path.open() as file:
+            ours += [float(point["asr"]) for point in csv.DictReader(file) if point["at"] == "0.3"]
+    assert len(ours) == 3 and row["asr_ours"] == pytest.approx(sum(ours) / 3)
+    assert row["asr_difference"] == pytest.approx(row["asr_ours"] - 1.72)
+    assert row["why"] == ["JPEG pixels", "20 epochs for 60"]
+
+
+def test_one_without_is_held_against_the_operating_point():
+    found = {}
+    for rule in ("fixed", "clean_drop"):
+        (row,) = [r for r in ledger.compare(RESULTS, rule) if r["attack"] == "blend" and r["paper"].startswith("ANP")
+                  and r["defense"] == "anp"]  # fmt: skip
+        records = [json.loads(p.read_text()) for p in BADNETS.parent.glob("blend/anp/*/record.json")]
+        assert row["asr_ours"] == pytest.approx(sum(r[f"asr_{rule}"] for r in records) / 3)
+        found[rule] = row["why"]
+    assert "operating point by fixed" in found["fixed"] and "operating point by clean_drop" in found["clean_drop"]
+    assert {"poison rate 0.1 for 0.05", "20 epochs for 200", "published number not verified at its source"} <= set(
+        found["fixed"]
+    )
+
+
+def test_an_attack_that_did_not_take_says_so():
+    rows = [r for r in ledger.compare(RESULTS, "clean_drop") if r["attack"] == "wanet"]
+    assert rows and all(r["why"][0] == "our attack did not take" for r in rows)
+
+
+def test_the_closest_of_ours_is_taken(runs):
+    """The same cell at width 16 loses to the one of full width."""
+    for folder in list(runs.glob("imagefolder/resnet18/badnets/rnp/*")):
+        new = folder.with_name(folder.name + "0")
+        shutil.copytree(folder, new)
+        change(new, id="0", **{f"asr_{rule}": 99.0 for rule in ("fixed", "clean_drop", "oracle")})
+        config = new / ".hydra" / "config.yaml"
+        config.write_text(config.read_text().replace("width: 64", "width: 16"))
+    rows = ledger.compare(runs, "clean_drop")
+    assert {r["model_ours"] for r in rows if r["defense"] == "rnp"} == {"resnet18 (model.width=64)"}
+
+
+def test_other_data_is_not_compared(runs):
+    for config in runs.rglob("config.yaml"):
+        config.write_text(config.read_text().replace("data/cifar10-jpeg", "data/flowers"))
+    assert ledger.make(runs, "clean_drop") == {}
+
+
+def test_the_command_writes_and_escapes(runs, capsys):
+    assert ledger.main(["--runs", str(runs)]) == 0
+    out = capsys.readouterr().out
+    assert "| badnets | rnp at 0.3  |" in out and (runs / "tables" / "ledger.md").read_text() == out
+    for folder in runs.glob("imagefolder/resnet18/badnets/rnp/*"):
+        change(folder, model=HOSTILE)
+    texts = ledger.make(runs, "clean_drop")
+    assert "<b>" not in texts["ledger.md"].replace(r"\<b\>", "")
+    assert ledger.main(["--runs", str(Path(__file__).parent / "golden_runs")]) == 1
+    assert "No cell in" in capsys.readouterr().err
