@@ -8,10 +8,11 @@ from analysis import render
 
 
 def parser(name: str, description: str, folder: str) -> argparse.ArgumentParser:
-    """With --runs and --out; `folder` is where the files go by default, inside the results."""
+    """With --runs and --out; `folder` is where the files go by default, inside the results; empty if there are none."""
     found = argparse.ArgumentParser(prog=f"python -m analysis.{name}", description=description)
     found.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where the results are (runs)")
-    found.add_argument("--out", type=Path, metavar="DIR", help=f"where the files go ({folder}, inside the results)")
+    if folder:
+        found.add_argument("--out", type=Path, metavar="DIR", help=f"where the files go ({folder}, inside the results)")
     return found
 
 

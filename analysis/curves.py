@@ -84,12 +84,14 @@ def read_curve(path: Path) -> tuple[list[list[float | None]], str]:
 
 
 def read_layers(path: Path) -> tuple[list[list[Any]], str]:
-    """Rows of layer, channels and a count per rule."""
+    """Rows of layer, channels and a count per rule (None: no operating point)."""
     columns = ("layer", "channels", *SENTENCES)
     try:
         rows = list(csv.DictReader(read_text(path).splitlines()))
-        found: list[list[Any]] = [[row["layer"], *(int(row[c]) for c in columns[1:])] for row in rows]
-        if not all(0 <= count <= channels <= COUNT for _, channels, *counts in found for count in counts):
+        found: list[list[Any]] = [
+            [row["layer"], *(int(row[c]) if row[c] else None for c in columns[1:])] for row in rows
+        ]
+        if not all(0 <= (n or 0) <= channels <= COUNT for _, channels, *counts in found for n in counts):
             raise ValueError("it holds something else than counts of channels")
     except FileNotFoundError:
         return [], ""

@@ -172,7 +172,10 @@ def draw_layers(sheet: Sheet, pruned: pd.DataFrame, rule: str) -> Page | None:
     """Where in the network a defence prunes: the share of each layer's channels, a panel per attack."""
     if not len(pruned):
         return None
-    pruned = pruned.assign(share=100 * pruned[rule] / pruned["channels"])
+    pruned = pruned.assign(share=100 * pruned[rule].astype(float) / pruned["channels"].astype(float))
+    pruned = pruned[pruned["share"].notna()]
+    if not len(pruned):
+        return None
     layers = list(dict.fromkeys(pruned["layer"]))
     keys = ["attack", "attack_settings", "defense", "defense_settings", "layer"]
     shares: dict[Any, float] = pruned.groupby(keys, sort=False)["share"].mean().to_dict()
