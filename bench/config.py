@@ -16,7 +16,20 @@ from bench.files import digest
 
 KNOWN: dict[str, dict[str, type | None]] = {
     "": dict.fromkeys(
-        ("attack", "dataset", "model", "defense", "train", "tracker", "clean", "gate", "selection", "device", "check")
+        (
+            "attack",
+            "dataset",
+            "model",
+            "defense",
+            "train",
+            "tracker",
+            "clean",
+            "gate",
+            "selection",
+            "device",
+            "resident",
+            "check",
+        )
     )
     | {"seed": int, "threads": int, "workers": int, "runs": str, "checkpoint": float, "make_dense": bool, "save": bool},
     "clean": {"tune": int, "select": int, "mix": int, "source": str, "balance": str},
@@ -31,7 +44,7 @@ FILLED_IN = {"attack": {"shape", "num_classes", "checkpoint"}, "model": {"num_cl
 BESIDES: dict[str, dict[str, type | None]] = {"model": {"checkpoint": str}}
 """Settings of a node that are not for its class: `model.checkpoint`, a file with the network's weights."""
 
-HOW = {"device", "threads", "workers", "tracker", "runs", "checkpoint", "save"}
+HOW = {"device", "resident", "threads", "workers", "tracker", "runs", "checkpoint", "save"}
 """How and where a cell runs: recorded, but part of no identity."""
 
 LATER: dict[str, Any] = {"make_dense": False}

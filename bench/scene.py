@@ -21,6 +21,7 @@ from bench.defenses.base import Defense
 from bench.errors import UserError
 from bench.metrics import Exam, Metrics, accuracy
 from bench.pruning import Scores
+from bench.streaming import place
 from bench.victim import Bench
 
 Build = Callable[..., Any]
@@ -81,7 +82,7 @@ def scene(settings: Mapping[str, Any], names: Mapping[str, str], build: Build, d
     """
     device = machine.device(settings["device"], settings["threads"])
     plan = build(settings["train"])
-    data = build(settings["dataset"]).to(device)
+    data = place(build(settings["dataset"]), device, settings.get("resident", "auto"))
     if defense is not None:
         draw(settings, data, defense)
     task = {"shape": data.shape, "num_classes": data.num_classes}

@@ -17,6 +17,7 @@ from bench.errors import UserError
 from bench.plan import SCHEDULES, Plan
 from bench.progress import progress
 from bench.resume import Keep, Part
+from bench.streaming import Feed
 
 Objective = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor | None]]
 """(model, x in [0, 1], y) -> (loss to descend, logits whose hits are counted, or None)."""
@@ -113,7 +114,7 @@ def fit(
     device = data.x.device
     moved = augment if augment is not None and plan.augment else Augment()
     still = Augment()
-    padded = (still if on_batch else moved).pad(data.x)
+    feed = Feed(data, plan.batch_size, (still if on_batch else moved).pad)
     chosen = list(model.parameters() if parameters is None else parameters)
     optimizer = plan.optimise(chosen)
     draws = len(data) if plan.iterations is None else plan.iterations * plan.batch_size
@@ -127,8 +128,7 @@ def fit(
     learner = model
     if plan.compile:
         model.train(moving_statistics)
-        none = torch.zeros(min(plan.batch_size, draws), 3, device=device, dtype=torch.int64)
-        example = to_unit((still if on_batch else moved).crop(padded, none[:, 0], none))
+        example = torch.zeros(min(plan.batch_size, draws), *data.x.shape[1:], device=device)
         learner = compiled(model, example.contiguous(memory_format=layout), mixed)
 
     history: list[Epoch] = []
@@ -143,7 +143,7 @@ def fit(
             model.train(moving_statistics)
             order = epoch_order(len(data), plan, seed, epoch)
             moves = moved.draw(len(order), generator(seed, f"augment/{epoch}")).to(device)
-            order = order.to(device)
+            feed.start(order)
             loss_sum = torch.zeros((), device=device)
             hits = torch.zeros((), device=device, dtype=torch.int64)
             seen, first = 0, 0
@@ -153,8 +153,7 @@ def fit(
                 hits += begun["hits"].to(device)
             for step in range(first, steps):
                 batch = slice(step * plan.batch_size, (step + 1) * plan.batch_size)
-                index = order[batch]
-                y = data.y[index]
+                padded, index, y = feed.batch(step)
                 if on_batch is None:
                     x = to_unit(moved.crop(padded, index, moves[batch]))
                 else:

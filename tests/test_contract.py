@@ -16,6 +16,7 @@ from bench.data import Defender, ImageSet, stream
 from bench.errors import UserError
 from bench.metrics import Exam, evaluate
 from bench.models import normalised
+from bench.streaming import place
 from bench.training import fit, to_unit
 
 ATTACKS, DEFENSES = attacks(), choices("defense")
@@ -84,14 +85,14 @@ def test_trigger(name, shape):
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_attack(name, digits, lab, tmp_path):
-    """Trains, is stored, comes back the same; the exam holds non-target images only; the same seed gives the same model;
-    the clean model it was given stays as it was."""
+    """Trains, is stored, comes back the same; the exam holds non-target images only; the same seed gives the same model,
+    whether the training images lie on the device or are streamed; the clean model it was given stays as it was."""
     clean = copy.deepcopy(lab.clean.state_dict())
     made = []
-    for _ in range(2):
+    for resident in (True, False):
         attack = attack_of(name, digits)
         backdoor = blank(digits, attack)
-        made.append((backdoor, attack.inject(backdoor.model, digits, lab)))
+        made.append((backdoor, attack.inject(backdoor.model, place(digits, torch.device("cpu"), resident), lab)))
     (one, facts), (two, again) = made
     assert facts == again
     for a, b in zip(one.model.state_dict().values(), two.model.state_dict().values(), strict=True):
