@@ -67,9 +67,10 @@ def environment() -> dict[str, Any]:
     return found | {"cores": torch.get_num_threads(), "mkldnn": torch.backends.mkldnn.is_available()}
 
 
-def run(names: list[str], setting: Setting) -> dict[str, Any]:
-    """All that is measured, as plain data."""
+def run(names: list[str], setting: Setting, keep: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """All that is measured, as plain data; what there is so far is handed to `keep` after each part."""
     started, before = time.perf_counter(), load()
+    about = {"machine": environment(), "size": vars(setting.size), "date": datetime.now(UTC).date().isoformat()}
     found: dict[str, Any] = {"rows": []}
     for name in names:
         if name in ROWS:
@@ -78,8 +79,9 @@ def run(names: list[str], setting: Setting) -> dict[str, Any]:
         else:
             found[name] = PARTS[name](setting)
             print(f"{name}: measured", flush=True)
-    about = {"machine": environment(), "size": vars(setting.size), "date": datetime.now(UTC).date().isoformat()}
-    return about | {"seconds": round(time.perf_counter() - started, 1), "load": [before, load()]} | found
+        found |= about | {"seconds": round(time.perf_counter() - started, 1), "load": [before, load()]}
+        keep(found)
+    return found
 
 
 def line(found: dict[str, Any]) -> str:
@@ -98,13 +100,16 @@ def main(argv: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     warnings.filterwarnings("ignore", category=FutureWarning)
-    found = run(names, Setting(QUICK if asked.quick else Size()))
-    for table in write.tables(found):
-        print(f"\n{write.grid(table)}")
     whole = not asked.quick and not asked.only
     out = asked.out or (write.CPU if whole else None)
-    if out:
-        files.write(out, json.dumps(found, indent=1, allow_nan=False) + "\n")
+
+    def keep(found: dict[str, Any]) -> None:
+        if out:
+            files.write(out, json.dumps(found, indent=1, allow_nan=False) + "\n")
+
+    found = run(names, Setting(QUICK if asked.quick else Size()), keep)
+    for table in write.tables(found):
+        print(f"\n{write.grid(table)}")
     if whole and not asked.out:
         write.document()
     return int(not all(row["agrees"] for row in found["rows"]))

@@ -7,9 +7,8 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ import torch
 from bench import machine
 
 Work = Callable[[], Any]
+CPU = torch.device("cpu")
 
 
 @dataclass
@@ -65,7 +65,7 @@ def rounded(values: list[float]) -> list[float]:
 
 
 def interleave(
-    variants: Mapping[str, Work], repeats: int, warm_up: bool = True, patience: float = 60.0
+    variants: Mapping[str, Work], repeats: int, warm_up: bool = True, patience: float = 60.0, device: torch.device = CPU
 ) -> tuple[dict[str, Times], dict[str, Any]]:
     """Runs all variants in turn, `repeats` times after one unmeasured round; returns times and what the last call returned.
 
@@ -80,11 +80,11 @@ def interleave(
             break
         for name, work in variants.items():
             gc.collect()
-            with peak(times[name]) if turn == 0 else quiet():
-                finish()
+            with peak(times[name], device) if turn == 0 else nullcontext():
+                finish(device)
                 wall, cpu = time.perf_counter(), time.process_time()
                 results[name] = work()
-                finish()
+                finish(device)
                 wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
             if turn >= warm_up:
                 times[name].wall.append(wall)
@@ -93,26 +93,20 @@ def interleave(
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    yield
-
-
-@contextmanager
-def peak(times: Times) -> Iterator[None]:
-    """Fills in `peak_mib`: the most memory held in the block, less what was held before it."""
-    on_gpu = torch.cuda.is_available()
-    device = torch.device("cuda" if on_gpu else "cpu")
+def peak(times: Times, device: torch.device) -> Iterator[None]:
+    """Fills in `peak_mib`: the most memory of the device held in the block, less what was held before it."""
+    on_gpu = device.type == "cuda"
     machine.forget_peak(device)
-    before = torch.cuda.memory_allocated() // 2**20 if on_gpu else machine.resident()
+    before = torch.cuda.memory_allocated(device) // 2**20 if on_gpu else machine.resident()
     yield
-    after = torch.cuda.max_memory_allocated() // 2**20 if on_gpu else machine.resident()
+    after = torch.cuda.max_memory_allocated(device) // 2**20 if on_gpu else machine.resident()
     times.peak_mib = None if before is None or after is None else after - before
 
 
-def finish() -> None:
-    """Waits for the GPU, if there is one."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+def finish(device: torch.device) -> None:
+    """Waits for what a GPU still has to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def load() -> float | None:
@@ -120,9 +114,3 @@ def load() -> float | None:
     with suppress(OSError, AttributeError):
         return round(os.getloadavg()[0], 2)
     return None
-
-
-def fresh(path: Path) -> Path:
-    """The folder, made."""
-    path.mkdir(parents=True, exist_ok=True)
-    return path

@@ -15,8 +15,9 @@ from bench.curve import trace
 from bench.defenses.anp import ANP
 from bench.defenses.clp import CLP
 from bench.metrics import Exam, accuracy, evaluate
+from bench.plan import Plan
 from bench.pruning import MaskBelow, Sweep, ZScore
-from bench.training import Plan, fit
+from bench.training import fit
 from benchmarks.clock import Work
 from benchmarks.setting import Setting
 

@@ -20,7 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench.data import ImageSet
 from bench.metrics import predict
-from bench.training import Plan, fit, to_unit
+from bench.plan import Plan
+from bench.training import fit, to_unit
 from benchmarks.clock import Work, interleave
 from benchmarks.setting import Setting
 
@@ -70,7 +71,7 @@ def rates(setting: Setting, device: torch.device, batch: int, steps: int = 1) ->
         made = products(dtype, device, setting.size.small)
         kernels[precision] = {f"{precision} {name}": work for name, (work, _) in made.items()}
         variants |= {f"{precision} {name}": repeated(call, setting) for name, (_, call) in made.items()}
-    times, _ = interleave(variants, min(4, setting.size.repeats), patience=2 * setting.size.patience)
+    times, _ = interleave(variants, min(4, setting.size.repeats), patience=2 * setting.size.patience, device=device)
 
     found: dict[str, Any] = {"batch": batch, "peak": {}, "paths": []}
     for precision in PRECISIONS:

@@ -14,8 +14,9 @@ from bench.data import Defender, generator
 from bench.defenses.anp import ANP
 from bench.defenses.rnp import RNP
 from bench.metrics import Exam, accuracy, evaluate
+from bench.plan import Plan
 from bench.pruning import MaskBelow, Scores, Sweep
-from bench.training import Plan, epoch_order, to_unit
+from bench.training import epoch_order, to_unit
 from benchmarks.official import images
 from benchmarks.official import masks as official
 from benchmarks.rows import Findings, Goal, Row, row

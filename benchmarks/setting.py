@@ -17,7 +17,8 @@ from bench.data import Augment, Dataset, Defender, ImageSet, generator
 from bench.datasets import digits
 from bench.metrics import Exam
 from bench.models import normalised, resnet18, vgg
-from bench.training import Plan, fit
+from bench.plan import Plan
+from bench.training import fit
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 

@@ -157,7 +157,7 @@ def machine(found: dict[str, Any]) -> str:
 def verdict(found: dict[str, Any]) -> str:
     """Which goals are met and which are not, and why, in words."""
     goals = [(row, goal) for row in found["rows"] for goal in row["goals"]]
-    facts = [f for f in found["cells"]["facts"] if f["goal"] is not None]
+    facts = [f for f in found.get("cells", {"facts": []})["facts"] if f["goal"] is not None]
     met = sum(goal["met"] for _, goal in goals) + sum(f["met"] for f in facts)
     lines = [f"{met} of {len(goals) + len(facts)} goals are met on this machine."]
     for row, goal in goals:
@@ -191,21 +191,34 @@ def page(cpu: dict[str, Any] | None, gpu: dict[str, Any] | None) -> str:
 
 
 def cpu_half(found: dict[str, Any]) -> str:
+    """What there is of it: a run that was cut short leaves its first parts."""
+    parts = [machine(found), verdict(found), grid(comparisons(found["rows"])), "### What was compared, and what bounds it",
+             grid(details(found["rows"]))]  # fmt: skip
+    if "cells" in found:
+        parts += ["### Whole commands", grid(commands(found["cells"]))]
+    if "rates" in found:
+        parts += ["### Rates", about_rates(found["rates"]), grid(speeds(found["rates"]))]
+    if grown := growing(found):
+        parts += ["### Growth", "Best times; the power is the slope of log time over log size: 1 is proportional, below it there "
+                  "is a fixed part.", grid(growths(grown))]  # fmt: skip
+    if "profiles" in found:
+        parts += ["### Hot paths", "By torch's profiler, an operation's own time.", grid(hot(found["profiles"]))]
+    if missing := [name for name in ("cells", "rates", "growth", "profiles") if name not in found]:
+        parts.append(f"This run was cut short or asked for less: without {', '.join(missing)}.")
+    return "\n\n".join(parts)
+
+
+def about_rates(found: dict[str, Any]) -> str:
     peaks = "; ".join(
         f"{precision}: " + ", ".join(f"{name} {value:g}" for name, value in top["all"].items())
-        for precision, top in found["rates"]["peak"].items()
+        for precision, top in found["peak"].items()
     )
-    return "\n\n".join([
-        machine(found), verdict(found), grid(comparisons(found["rows"])), "### What was compared, and what bounds it",
-        grid(details(found["rows"])), "### Whole commands", grid(commands(found["cells"])), "### Rates",
-        "ResNet-18 as above, batches of "
-        f"{found['rates']['batch']} in training and 512 in evaluation. Operations are those of convolutions and products, "
-        f"a multiply-add counting as two. Matmul-shaped kernels, GFLOP/s: {peaks}.",
-        grid(speeds(found["rates"])), "### Growth",
-        "Best times; the power is the slope of log time over log size: 1 is proportional, below it there is a fixed part.",
-        grid(growths(growing(found))), "### Hot paths", "By torch's profiler, an operation's own time.",
-        grid(hot(found["profiles"])),
-    ])  # fmt: skip
+    return (
+        f"ResNet-18 as above, batches of {found['batch']} in training and 512 in evaluation. Operations are those of convolutions "
+        "and products, a multiply-add counting as two. The matmul rate is the best of the kernels below, with as many threads "
+        "and in the same precision: a convolution is a product too, and on some CPUs from a faster library than `torch.mm`, "
+        f"against which alone a share above 100 % can come out. GFLOP/s: {peaks}."
+    )
 
 
 def gpu_half(found: dict[str, Any]) -> str:

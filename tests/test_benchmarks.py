@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import benchmarks.__main__ as command
-from benchmarks import cells, growth, rates, write
+from benchmarks import cells, gpu, growth, rates, write
 from benchmarks.profiles import kind, profiles
 from benchmarks.rows import ROWS, measure
 from benchmarks.searches import spearman
@@ -102,7 +102,7 @@ def test_the_page_is_the_one_written_from_the_files():
 
 @pytest.fixture(scope="module")
 def found(setting):
-    measured = command.run(["clp"], setting)
+    measured = command.run(["clp"], setting, lambda found: None)
     top = {"gflops": 100.0, "by": "a product", "all": {"a product": 100.0}}
     path = {
         "path": "train",
@@ -140,3 +140,17 @@ def test_the_page_says_what_was_not_run_or_measured_under_load(found):
     assert "machine was busy" in write.page(found | {"load": [9.0, 9.0]}, None)
     assert "machine was busy" not in write.page(found | {"load": [0.0, 2.0]}, None)
     assert "machine was busy" not in write.page(found | {"load": [None, None]}, None)
+
+
+# -- make bench-gpu ----------------------------------------------------------------------------------------------------
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_without_a_gpu(capsys):
+    assert gpu.main([]) == 2 and "--smoke" in capsys.readouterr().err
+
+
+def test_what_there_is_no_time_for_is_left_out(tmp_path, found):
+    session = gpu.Session(tmp_path, ("train.epochs=20", "train.epochs=3"), budget=0.0)
+    assert gpu.gridded(session, "badnets", "clp", 3) == []
+    assert gpu.epochs(session.words) == 3
+    half = {key: found[key] for key in ("machine", "date", "seconds", "load", "rates")} | {"facts": []}
+    assert "Left out because the time was up: small grid." in write.page(None, half | {"left_out": session.left_out})

@@ -75,7 +75,7 @@ ALLOWED = {  # module (or package) -> what of the project it may import; imports
     "analysis": {"analysis"},
     "benchmarks": {"benchmarks", "bench", "analysis.render"} | {  # what it times, and what makes its tables
         f"bench.{part}" for part in ("attacks", "curve", "data", "datasets", "defenses", "errors", "files", "layers", "machine",
-                                     "metrics", "models", "pruning", "training")},
+                                     "metrics", "models", "plan", "pruning", "training")},
 }  # fmt: skip
 
 
