@@ -214,10 +214,10 @@ def about_rates(found: dict[str, Any]) -> str:
         for precision, top in found["peak"].items()
     )
     return (
-        f"ResNet-18 as above, batches of {found['batch']} in training and 512 in evaluation. Operations are those of convolutions "
-        "and products, a multiply-add counting as two. The matmul rate is the best of the kernels below, with as many threads "
-        "and in the same precision: a convolution is a product too, and on some CPUs from a faster library than `torch.mm`, "
-        f"against which alone a share above 100 % can come out. GFLOP/s: {peaks}."
+        f"ResNet-18 as above, {found['batch']} images a batch in training, 512 in evaluation. Operations are those of\n"
+        "convolutions and products, a multiply-add counting as two. The matmul rate is the best of the kernels below, with as\n"
+        "many threads and in the same precision: a convolution is a product too, and on some CPUs from a faster library than\n"
+        f"`torch.mm`, against which alone a share above 100 % can come out. GFLOP/s: {peaks}."
     )
 
 
