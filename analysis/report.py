@@ -12,7 +12,8 @@ from typing import Any
 import pandas as pd
 import yaml  # type: ignore[import-untyped]  # comes with omegaconf
 
-from analysis import command, plots, tables
+from analysis import command, localisation, plots, tables
+from analysis.channels import SHARE
 from analysis.index import Index
 from analysis.load import Problem, load, read
 from analysis.operating_point import SENTENCES
@@ -21,7 +22,7 @@ from analysis.render import plain, write
 from analysis.schema import AXES, METRICS, read_text
 from analysis.sheets import gate, sheets
 
-LARGEST = 1 << 20  # bytes of an SVG; a larger picture goes in as PNG
+MANY = 500  # runs
 RULED = (*METRICS, "der", "pruned", "at")  # what a record says once for each rule
 DIGITS = dict.fromkeys((*METRICS, "der", "seconds", *(f"{metric}_before" for metric in METRICS)), 1) | {"at": 3}
 FIRST = (
@@ -37,6 +38,7 @@ FIRST = (
 LAST = ("seconds", "peak_memory_mib", "device", "commit")
 HEADS = {"acc": "ACC", "asr": "ASR", "ra": "RA", "der": "DER", "defense": "defence", "peak_memory_mib": "MiB"}
 HEADS |= {f"{metric}_before": f"{metric.upper()} before" for metric in METRICS}
+HIDDEN = {"where", "curve"}
 INNER = {
     "schema",
     "folder",
@@ -133,7 +135,8 @@ def make(root: Path, select: str) -> tuple[str, list[Problem]]:
     runs = runs_table(frame.assign(overrides=kept), settings, root)
     found = list(sheets(frame, problems))
     rows = [row for sheet in found for rule in SENTENCES for row in tables.tidy(sheet, rule)]
-    pictures, unread = drawn(frame, problems, select)
+    _, measured, problems = localisation.measured(root, SHARE)
+    pictures, unread = drawn(frame, problems, select, [row for row in measured if "what" not in row])
     problems = [*problems, *unread]
     said = [{"kind": p.kind, "where": p.where, "what": p.what} for p in problems]
     parts = [
@@ -142,6 +145,13 @@ def make(root: Path, select: str) -> tuple[str, list[Problem]]:
             "table", "Means over seeds", "; ".join(f"{r}: {s}" for r, s in sentences(frame)), columns(rows), len(rows)
         ),
     ]
+    if found_channels := [{k: v for k, v in row.items() if k not in HIDDEN} for row in measured if "what" not in row]:
+        note = (
+            f"Scores against the trigger-activated change of each channel; the backdoor's channels are the {SHARE:.0%} where it "
+            "is largest in relation to their layer. precision: among the first k pruned, k being their number. rank: Spearman's."
+        )
+        shown = columns(found_channels, digits=dict.fromkeys(("auroc", "precision", "rank"), 2), head=HEADS)
+        parts.append(table("localisation", "Backdoor channels", note, shown, len(found_channels)))
     if said:
         parts.append(
             table(
@@ -176,18 +186,20 @@ def sentences(frame: pd.DataFrame) -> list[tuple[str, str]]:
     return [(rule, sentence.replace("{max_drop:g}", drop)) for rule, sentence in SENTENCES.items()]
 
 
-def drawn(frame: pd.DataFrame, problems: Sequence[Problem], select: str) -> tuple[list[dict[str, str]], list[Problem]]:
-    """All plots as pictures: as SVG, or as PNG where that is smaller than a very large SVG."""
+def drawn(
+    frame: pd.DataFrame, problems: Sequence[Problem], select: str, rows: Sequence[Mapping[str, Any]]
+) -> tuple[list[dict[str, str]], list[Problem]]:
+    """All plots as pictures. `rows`: what localisation has measured. A large sweep's are PNG: as SVG they are slow to show."""
+    kind = "svg" if len(frame) <= MANY else "png"
     with tempfile.TemporaryDirectory() as folder:
-        _, unread = plots.draw(frame, problems, select, Path(folder))
-        found = []
-        for path in sorted(Path(folder).glob("*.svg")):
-            other = path.with_suffix(".png")
-            if path.stat().st_size > LARGEST and other.is_file():
-                found.append(picture(path.stem, other.read_bytes(), "png"))
-            else:
-                found.append(picture(path.stem, path.read_bytes(), "svg+xml"))
-    return found, unread
+        _, unread = plots.draw(frame, problems, select, Path(folder), kinds=(kind,))
+        if rows:
+            unread = [
+                *unread,
+                *localisation.draw(frame, list(sheets(frame, problems)), rows, Path(folder), kinds=(kind,)),
+            ]
+        paths = sorted(Path(folder).glob(f"*.{kind}"))
+        return [picture(p.stem, p.read_bytes(), "svg+xml" if kind == "svg" else "png") for p in paths], unread
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
