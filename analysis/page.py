@@ -60,7 +60,7 @@ def columns(rows: Rows, first: Iterable[str] = (), **facts: Mapping[str, Any]) -
     """
     keys = dict.fromkeys(key for row in rows for key in row)
     found = []
-    for key in [k for k in first if k in keys] + [k for k in keys if k not in set(first)]:
+    for key in [k for k in dict.fromkeys(first) if k in keys] + [k for k in keys if k not in set(first)]:
         made = column(key, (row.get(key) for row in rows))
         if made.get("words") != [""]:
             found.append(made | {fact: by[key] for fact, by in facts.items() if key in by})
