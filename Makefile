@@ -53,6 +53,9 @@ report: $(STAMP)  ## one HTML page of all finished cells, with everything in it,
 dashboard: $(STAMP)  ## a W&B workspace and report for runs of tracker=wandb, saved when logged in, else in runs/dashboards
 	@$(BIN)/python -m analysis.dashboard --runs $(RUNS)
 
+results: $(STAMP)  ## RESULTS.md from the records in results/
+	@$(BIN)/python -m analysis.results
+
 docs-attacks: $(STAMP)  ## train every attack on the embedded digits (ten minutes on one core) and write docs/attacks.md
 	$(BIN)/python bench/run.py -m 'attack=glob(*,exclude=[imported,unknown])' defense=none seed=2,3,4 threads=1 runs=$(RUNS)/docs-attacks
 	@$(BIN)/python -m analysis.attacks --runs $(RUNS)/docs-attacks --into docs/attacks.md

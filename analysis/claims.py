@@ -1,0 +1,168 @@
+"""Claims of papers, each with a test, held against finished cells: it holds here, it does not, or it was not tested."""
+
+from __future__ import annotations
+
+import csv
+import operator
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from analysis.ledger import differences
+from analysis.operating_point import SENTENCES
+from analysis.render import Entry, Grid, Table, listed
+from analysis.sheets import BASELINES, Cell, Key, Sheet, label, mean, number
+
+CLAIMS = Path(__file__).with_name("claims.csv")
+TERM = re.compile(r"(asr|ra|acc|acc_drop|der) (<|>) (\d+(?:\.\d+)?)")
+COMPARE = {"<": operator.lt, ">": operator.gt}
+VERDICTS = ("holds", "holds where tested", "in part", "does not hold", "untested")
+LOW_ASR, LOW_DROP = 5.0, 5.0  # what counts as removed in the findings: percent, points
+
+
+def claims(path: Path = CLAIMS) -> list[dict[str, Any]]:
+    """Each with `claim`, `source`, `defense`, `attacks`, `rule`, `test` and the paper's model, epochs, clean images and poison
+    rate. Raises ValueError for one that is not understood.
+
+    A test is one comparison or several with `and`: `asr < 5 and acc_drop < 5`.
+    """
+    with path.open(encoding="utf-8", newline="") as file:
+        rows: list[dict[str, Any]] = list(csv.DictReader(file))
+    for row in rows:
+        row["attacks"] = row["attacks"].split()
+        row["terms"] = [TERM.fullmatch(term) for term in row["test"].split(" and ")]
+        if None in row["terms"] or row["rule"] not in SENTENCES:
+            raise ValueError(f"{path.name}: {row['test']!r} by {row['rule']!r} is no test")
+        for name in ("epochs", "clean", "poison_rate"):
+            row[name] = float(row[name]) if row[name] else None
+    return rows
+
+
+def value(cell: Cell, name: str, rule: str) -> float:
+    if name == "acc_drop":
+        return mean(cell.values("acc_before")) - mean(cell.column("acc", rule))
+    return mean(cell.column(name, rule))
+
+
+def judge(claim: Mapping[str, Any], sheet: Sheet, settings: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
+    """`verdict` (one of VERDICTS), `numbers` of each attack, and `departures` from the paper's setting.
+
+    By the mean over the seeds whose attack took. Of several settings the one closest to the paper's is taken.
+    """
+    passed: list[bool] = []
+    numbers: list[str] = []
+    apart: list[str] = []
+    untested: list[str] = []
+    for name in claim["attacks"]:
+        pairs = [(a, d) for a in sheet.attacks if a[0] == name for d in sheet.defenses if d[0] == claim["defense"]]
+        done = [(a, d) for a, d in pairs if sheet.cell(d, a).rows]
+        took = [(a, d) for a, d in done if sheet.cell(d, a).counts]
+        if not took:
+            untested.append(f"{name} ({'did not take' if done else 'not run'})")
+            continue
+        away = {pair: differences(claim, (sheet, *pair), settings) for pair in took}
+        attack, defense = min(took, key=lambda pair: (len(away[pair]), pair))
+        terms = [(t[1], COMPARE[t[2]], float(t[3])) for t in claim["terms"]]
+        found = {term: value(sheet.cell(defense, attack), term, claim["rule"]) for term, _, _ in terms}
+        passed.append(all(compare(found[term], limit) for term, compare, limit in terms))
+        numbers.append(
+            f"{label(attack)}: " + listed(f"{term.replace('_', ' ')} {number(v)}" for term, v in found.items())
+        )
+        apart += away[attack, defense]
+    if not passed:
+        verdict = "untested"
+    elif all(passed):
+        verdict = "holds where tested" if untested else "holds"
+    else:
+        verdict = "in part" if any(passed) else "does not hold"
+    more = [f"not tested: {listed(untested)}"] if untested and passed else []
+    return {"verdict": verdict, "numbers": numbers + more, "departures": list(dict.fromkeys(apart))}
+
+
+def table(sheet: Sheet, settings: Mapping[str, Mapping[str, str]]) -> Table:
+    rows = []
+    for claim in claims():
+        found = judge(claim, sheet, settings)
+        here, apart = listed(found["numbers"], "; "), listed(found["departures"])
+        rows.append(
+            [claim["claim"], claim["source"], f"{claim['test']}, by {claim['rule']}", found["verdict"], here, apart]
+        )
+    counts = {verdict: sum(row[3] == verdict for row in rows) for verdict in VERDICTS}
+    return Table(
+        f"{label(sheet.dataset)}, {label(sheet.model)}: claims",
+        ["; ".join(f"{verdict}: {n}" for verdict, n in counts.items()) + ". Means over the seeds whose attack took."],
+        Grid(
+            [("", ["claim", "source", "test", "verdict", "here", "departures from the source"])],
+            [
+                [Entry(text, "best" if i == 3 and text.startswith("holds") else "") for i, text in enumerate(row)]
+                for row in rows
+            ],
+            texts=6,
+        ),
+        [],
+        [],
+    )
+
+
+# -- in plain words ----------------------------------------------------------------------------------------------------
+def findings(sheet: Sheet, rule: str = "clean_drop") -> Iterator[str]:
+    """What the numbers say, each sentence computed from them."""
+    attacks = [a for a in sheet.attacks if a[0] not in BASELINES]
+    took = [a for a in attacks if sheet.before(a).counts]
+    failed = [label(a) for a in attacks if a not in took]
+    yield (
+        f"{len(took)} of {len(attacks)} attacks took on at least one of {len(sheet.seeds)} seeds"
+        + (f"; {listed(failed)} did not, and proves nothing about any defence." if failed else ".")
+    )
+    for defense in sheet.defenses:
+        if defense[0] == "none":
+            continue
+        groups: dict[str, list[str]] = {"every seed": [], "some seeds": [], "no seed": []}
+        for attack in took:
+            cell = sheet.cell(defense, attack)
+            if cell.counts:
+                groups[seeds_removed(cell, rule)].append(label(attack))
+        parts = [f"on {which}: {listed(names)}" for which, names in groups.items() if names]
+        if parts:
+            yield (
+                f"{label(defense)} by {rule} leaves ASR below {LOW_ASR:g} % for fewer than {LOW_DROP:g} points of ACC "
+                f"{'; '.join(parts)}."
+            )
+    yield from gaps(sheet, took)
+    if (clean := next((a for a in sheet.attacks if a[0] == "none"), None)) is not None:
+        cells = {d: sheet.cell(d, clean) for d in sheet.defenses if d[0] != "none"}
+        lost = {label(d): value(c, "acc_drop", rule) for d, c in cells.items() if c.rows}
+        if lost:
+            worst = max(lost, key=lambda name: lost[name])
+            yield (
+                f"On a clean model, where there is nothing to remove, {rule} costs {number(min(lost.values()))} to "
+                f"{number(lost[worst])} points of ACC (most: {worst})."
+            )
+
+
+def seeds_removed(cell: Cell, rule: str) -> str:
+    good = [row[f"asr_{rule}"] < LOW_ASR and row["acc_before"] - row[f"acc_{rule}"] < LOW_DROP for row in cell.shown]
+    return "every seed" if all(good) else "some seeds" if any(good) else "no seed"
+
+
+def gaps(sheet: Sheet, took: Sequence[Key]) -> Iterator[str]:
+    """How much the choice of the operating point matters."""
+    found = {}
+    for defense in sheet.defenses:
+        cells = [c for a in took if (c := sheet.cell(defense, a)).counts]
+        if cells and defense in sheet.pruners and sheet.kind(defense) == "pruning":
+            found[label(defense)] = mean([mean(c.column("asr", "clean_drop")) for c in cells]) - mean(
+                [mean(c.column("asr", "oracle")) for c in cells]
+            )
+    if found:
+        worst = max(found, key=lambda name: found[name])
+        yield (
+            "Had the test set chosen the operating point within the same limit on ACC, average ASR would change by "
+            + listed(f"{signed(-gap)} points ({name})" for name, gap in found.items())
+            + (f": for {worst} the rule decides more than the method." if found[worst] > 10 else ".")
+        )
+
+
+def signed(value: float) -> str:
+    return f"+{number(value)}" if value >= 0.05 else number(value)

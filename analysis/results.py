@@ -1,0 +1,99 @@
+"""RESULTS.md from the records in results/: claims, findings, which attacks took, tables by every rule, and the ledger.
+
+No number in it is typed by hand: the same records give the same bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from analysis import attacks, claims, command, ledger, localisation, render, tables
+from analysis.load import load, read
+from analysis.ranks import LEVEL, ranks
+from analysis.sheets import Sheet, label, number, sheets
+
+HEAD = """# Results
+
+Made by `make results` from the records in [results/](results/README.md), which says for each folder how it was run, by which
+command a cell is repeated, and where it departs from the papers. No number here was typed by hand.
+"""
+
+
+def page(folder: Path) -> str:
+    """The whole text. Raises ValueError if there is no finished cell."""
+    parts = [HEAD.strip()]
+    for root in sorted(path for path in folder.iterdir() if path.is_dir()):
+        parts += section(root)
+    if len(parts) == 1:
+        raise ValueError(f"there is no finished cell in {folder}")
+    return "\n\n".join(parts) + "\n"
+
+
+def section(root: Path) -> Iterator[str]:
+    """One folder of records; nothing if no cell of it is finished."""
+    frame, problems = load(root)
+    if not len(frame):
+        return
+    settings = {row["where"]: row["settings"] for row in read(root)[0]}
+    found = list(sheets(frame, problems))
+    yield f"## {render.md(root.name)}"
+    yield f"{len(frame)} finished cells, {len(problems)} that do not count. {commits(found)}"
+    yield "### Findings"
+    for sheet in found:
+        yield f"{render.md(label(sheet.dataset))}, {render.md(label(sheet.model))}:"
+        yield "\n".join(f"- {render.md(text)}" for text in [*claims.findings(sheet), *compared(sheet)])
+    yield render.markdown([claims.table(sheet, settings) for sheet in found], []).strip()
+    yield attacks.make(root)[0].strip()
+    yield tables.make(root, "all")[0]["table.md"].strip()
+    if texts := ledger.make(root, "clean_drop"):
+        yield "## " + f"{render.md(root.name)}: reported and measured"
+        yield texts["ledger.md"].strip()
+    yield from located(root)
+
+
+def commits(found: Sequence[Sheet]) -> str:
+    names = sorted({str(c) for sheet in found if "commit" in sheet.rows for c in sheet.rows["commit"].dropna()})
+    devices = sorted({str(d) for sheet in found if "device" in sheet.rows for d in sheet.rows["device"].dropna()})
+    return render.md(f"Commits: {', '.join(names) or 'unknown'}. Devices: {', '.join(devices) or 'unknown'}.")
+
+
+def compared(sheet: Sheet) -> Iterator[str]:
+    """Whether the data tell the defences apart."""
+    if (test := ranks(sheet, "clean_drop")) is None:
+        yield "Too few attacks or defences for a test of ranks."
+        return
+    order = sorted(test.average, key=lambda d: test.average[d])
+    told = ", ".join(f"{label(d)} {number(test.average[d])}" for d in order)
+    verdict = "the ranks differ" if test.p < LEVEL else "they do not tell the defences apart"
+    yield f"Average ranks of DER over {test.attacks} attacks: {told}. Friedman's test: p = {test.p:.2g}, {verdict}."
+
+
+def located(root: Path) -> Iterator[str]:
+    """Whether pruners found the backdoor's channels, where scores and TAC were kept."""
+    yield f"## {render.md(root.name)}: do pruners find the backdoor's channels?"
+    texts, _ = localisation.make(root)
+    text = next((text for name, text in texts.items() if name.endswith(".md")), "")
+    yield text.strip() or "The scores of channels were not kept with these records, so this was not measured."
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m analysis.results", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help="where the records are")
+    parser.add_argument("--out", type=Path, default=Path("RESULTS.md"), metavar="FILE", help="what is written")
+    options = parser.parse_args(arguments)
+    try:
+        text = page(options.results)
+        render.write(options.out, text)
+    except ValueError as error:
+        return command.refuse(f"{error}.")
+    except OSError as error:
+        return command.refuse(f"cannot write {options.out} from {options.results}: {error.strerror}.")
+    print(f"Written: {options.out} ({len(text.splitlines())} lines).")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,98 @@
+"""RESULTS.md is what the records in results/ say, and nothing else; claims are judged by their tests."""
+
+import re
+import shutil
+
+import pytest
+from cells import ROOT, choices
+from test_analysis import HOSTILE, change
+
+from analysis import claims, results
+from analysis.load import load, read
+from analysis.operating_point import SENTENCES
+from analysis.sheets import sheets
+
+CIFAR = ROOT / "results" / "cifar10-jpeg-h200"
+
+
+@pytest.fixture
+def runs(tmp_path):
+    for defense in ("none", "rnp", "clp"):
+        for attack in ("badnets", "wanet"):
+            place = f"imagefolder/resnet18/{attack}/{defense}"
+            shutil.copytree(CIFAR / place, tmp_path / "results" / "some" / place)
+    return tmp_path / "results" / "some"
+
+
+def judged(runs, **claim):
+    (sheet,) = sheets(*load(runs))
+    base = {"defense": "rnp", "attacks": ["badnets"], "rule": "fixed", "test": "asr < 5", "model": "resnet18"}
+    base |= {"epochs": None, "clean": None, "poison_rate": None} | claim
+    base["terms"] = [claims.TERM.fullmatch(term) for term in base["test"].split(" and ")]
+    return claims.judge(base, sheet, {row["where"]: row["settings"] for row in read(runs)[0]})
+
+
+def test_results_are_regenerated_byte_for_byte():
+    """After new records: make results, and read the diff."""
+    assert results.page(ROOT / "results") == (ROOT / "RESULTS.md").read_text(encoding="utf-8")
+
+
+def test_every_claim_is_about_what_the_bench_has():
+    for claim in claims.claims():
+        assert set(claim["attacks"]) <= set(choices("attack")) and claim["defense"] in choices("defense")
+        assert claim["source"] and claim["rule"] in SENTENCES
+
+
+def test_a_claim_that_is_not_understood_is_refused(tmp_path):
+    text = claims.CLAIMS.read_text()
+    for old, new in (("asr < 1", "asr << 1"), ("asr < 1", "__import__('os') < 1"), (",fixed,", ",best,")):
+        path = tmp_path / "claims.csv"
+        path.write_text(text.replace(old, new))
+        with pytest.raises(ValueError, match="is no test"):
+            claims.claims(path)
+
+
+@pytest.mark.parametrize(
+    ("claim", "verdict", "said"),
+    [
+        ({}, "holds", "badnets: asr 0.3"),
+        ({"test": "asr > 5"}, "does not hold", "badnets: asr 0.3"),
+        ({"test": "asr < 5 and acc_drop < 1"}, "does not hold", "acc drop 2.6"),
+        ({"attacks": ["badnets", "blend"]}, "holds where tested", "not tested: blend (not run)"),
+        ({"attacks": ["wanet"]}, "untested", ""),
+        ({"defense": "anp"}, "untested", ""),
+    ],
+)
+def test_verdicts(runs, claim, verdict, said):
+    found = judged(runs, **claim)
+    assert found["verdict"] == verdict
+    assert said in "; ".join(found["numbers"])
+
+
+def test_verdicts_over_several_attacks_and_departures(runs):
+    for folder in runs.glob("imagefolder/resnet18/wanet/*/*"):
+        change(folder, took=True, asr_fixed=50.0)
+    found = judged(runs, attacks=["badnets", "wanet"], epochs=60.0)
+    assert found["verdict"] == "in part" and found["departures"] == ["JPEG pixels", "20 epochs for 60"]
+
+
+def test_findings_are_computed(runs):
+    (sheet,) = sheets(*load(runs))
+    text = "\n".join(claims.findings(sheet))
+    assert "1 of 2 attacks took" in text and "wanet did not" in text
+    assert re.search(r"rnp by clean_drop leaves ASR below 5 % .* on every seed: badnets\.", text)
+    for folder in list(runs.glob("imagefolder/resnet18/badnets/rnp/*"))[:1]:
+        change(folder, asr_clean_drop=50.0)
+    (sheet,) = sheets(*load(runs))
+    assert re.search(r"rnp by clean_drop leaves .* on some seeds: badnets\.", "\n".join(claims.findings(sheet)))
+
+
+def test_the_command(runs, tmp_path, capsys):
+    for folder in runs.glob("imagefolder/resnet18/badnets/clp/*"):
+        change(folder, defense=HOSTILE)
+    out = tmp_path / "RESULTS.md"
+    assert results.main(["--results", str(runs.parent), "--out", str(out)]) == 0
+    assert "## some" in out.read_text() and "<b>" not in out.read_text().replace(r"\<b\>", "")
+    shutil.rmtree(runs)
+    assert results.main(["--results", str(runs.parent), "--out", str(out)]) == 1
+    assert "no finished cell" in capsys.readouterr().err
