@@ -36,10 +36,10 @@ def stated(config: Mapping[str, Any]) -> str:
 def stale(record: Mapping[str, Any]) -> str | None:
     """Why a record no longer means what a new one would; None if it does.
 
-    One that states no revisions is from before there were any: its attack and its defence are at 1.
+    One that states no protocol or no revisions is from before there were any: all are at 1.
     """
-    if record.get("protocol", PROTOCOL) != PROTOCOL:
-        return f"made by protocol {record['protocol']}, this version has {PROTOCOL}: run the cell again"
+    if (protocol := record.get("protocol", 1)) != PROTOCOL:
+        return f"made by protocol {protocol}, this version has {PROTOCOL}: run the cell again"
     made = dict.fromkeys((f"bench.attacks.{record.get('attack')}", f"bench.defenses.{record.get('defense')}"), "1")
     made |= dict(word.rpartition("=")[::2] for word in str(record.get("revisions") or "").split())
     for name, number in made.items():

@@ -43,3 +43,9 @@ def load_or_make(folder: Path, blank: Backdoor, make: Callable[[Backdoor], dict[
 
 def _write(tensors: Mapping[str, Tensor], path: Path) -> None:
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+
+
+if __name__ == "__main__":
+    from bench.upkeep import main
+
+    raise SystemExit(main())
