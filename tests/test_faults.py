@@ -53,7 +53,7 @@ def weights(runs: Path) -> dict[str, list[str]]:
     return {p.parents[1].name: [json.loads(p.read_text())["sha256"][n] for n in names] for p in cards(runs)}
 
 
-REAL = ["-m", "attack=wanet", "defense=none,clp", "train.epochs=2", "threads=1", "checkpoint=0"]
+REAL = ["-m", "attack=wanet", "defense=none,clp", "train.epochs=2", "threads=1", "checkpoint=0", "gate.max_drop=null"]
 
 
 @pytest.fixture(scope="module")
@@ -64,14 +64,13 @@ def whole(tmp_path_factory):
 
 
 def columns(runs):
-    return [{k: v for k, v in r.items() if not k.startswith(("seconds", "peak"))} for r in records(runs)]
+    return [{k: v for k, v in r.items() if not k.startswith(("seconds", "peak", "commit"))} for r in records(runs)]
 
 
 @pytest.mark.parametrize(
     ("fault", "status"),
-    [("resume.saved:kill:7", -9), ("resume.saved:term:12", 143), ("resume.saved:int:9", 130), ("record.write:kill:1", -9),
-     ("folder.rename:kill:2", -9)],
-)  # fmt: skip
+    [("resume.saved:kill:7", -9), ("resume.saved:term:20", 143), ("folder.rename:kill:1", -9)],
+)
 def test_the_bench_itself_goes_on_and_ends_with_the_same_bits(fault, status, whole, tmp_path, monkeypatch):
     monkeypatch.setitem(ENV, "BACKPRUNE_TEST", "1")
     monkeypatch.setitem(ENV, "BACKPRUNE_FAULT", fault)
@@ -83,6 +82,6 @@ def test_the_bench_itself_goes_on_and_ends_with_the_same_bits(fault, status, who
     assert status == 0, said
     assert half.items() <= {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json")}.items()
     assert (weights(tmp_path), columns(tmp_path)) == whole
-    if fault.startswith("resume"):
-        assert [json.loads(p.read_text())["made"]["interruptions"] for p in cards(tmp_path)].count(1) == 1
-    assert not list(tmp_path.rglob("*.part")) and (status == 0 or not leftovers(tmp_path))
+    (card,) = cards(tmp_path)
+    assert json.loads(card.read_text())["made"]["interruptions"] == 1, "it went on, it did not begin again"
+    assert not list(tmp_path.rglob("*.part")) and (stopped < 0 or not leftovers(tmp_path))
