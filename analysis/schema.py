@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,10 @@ RELEARN = re.compile(r"relearn_(acc|asr|ra)_k?(\w+)")
 
 
 def read_text(path: Path, limit: int = LIMIT) -> str:
-    with path.open("rb") as file:
+    """A file of somebody's, of at most `limit` bytes. Raises OSError, ValueError; a pipe or a device is not waited for."""
+    with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:  # noqa: PTH123
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ValueError(f"{path.name} is no ordinary file")
         data = file.read(limit + 1)
     if len(data) > limit:
         raise ValueError(f"{path.name} is larger than {limit >> 10} KiB")

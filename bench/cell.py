@@ -10,8 +10,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from analysis import schema
 from bench import files
-from bench.cli import sentence
+from bench.cli import one_cell, sentence
 
 log = logging.getLogger(__name__)
 
@@ -27,13 +28,15 @@ def read(folder: Path, mine: bool = False, beside: Sequence[str] = ()) -> dict[s
     try:
         if not all((folder / name).exists() for name in beside):
             return None
-        found = json.loads(path.read_text())
+        found = json.loads(schema.read_text(path, schema.RECORD_LIMIT))
         if found["schema"] != SCHEMA:
             raise ValueError(f"its schema is {found['schema']}, this version writes {SCHEMA}")
+        if not one_cell(found).isprintable():
+            raise ValueError("a name in it is not printable")
         return dict(found)
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         if mine:
             log.warning(
                 "%s is damaged (%s); it is set aside as %s, the cell runs again.",

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from analysis.operating_point import SENTENCES
 from analysis.revisions import counted_up
-from bench import PROTOCOL
+from bench import PROTOCOL, trust
 from bench.companions import fingerprint
 from bench.errors import UserError, nearest
 from bench.files import digest
@@ -28,6 +28,7 @@ KNOWN: dict[str, dict[str, type | None]] = {
             "selection",
             "device",
             "resident",
+            "allow",
             "check",
         )
     )
@@ -44,7 +45,7 @@ FILLED_IN = {"attack": {"shape", "num_classes", "checkpoint"}, "model": {"num_cl
 BESIDES: dict[str, dict[str, type | None]] = {"model": {"checkpoint": str}}
 """Settings of a node that are not for its class: `model.checkpoint`, a file with the network's weights."""
 
-HOW = {"device", "resident", "threads", "workers", "tracker", "runs", "checkpoint", "save"}
+HOW = {"device", "resident", "threads", "workers", "allow", "tracker", "runs", "checkpoint", "save"}
 """How and where a cell runs: recorded, but part of no identity."""
 
 LATER: dict[str, Any] = {"make_dense": False}
@@ -59,9 +60,14 @@ WHERE = {"root", "cache", "download"}
 WORDS: dict[type, str] = {int: "a whole number", float: "a number", str: "a word", bool: "true or false"}
 
 
-def check(config: dict[str, Any], path: str = "") -> None:
-    """Raises UserError for the first setting that nothing would read, or that is not of its type."""
+def check(config: dict[str, Any], path: str = "", allow: Sequence[str] = ()) -> None:
+    """Raises UserError for the first setting that nothing would read, that is not of its type, or that is not ours to run."""
+    if not path:
+        trust.check(config, ["allow"])  # where `allow` came from was asked when the config was composed
+        allow = trust.allowed(config)
     target = config.get("_target_")
+    if target is not None and not (trust.permitted(target, allow) and trust.own(_find(target, path), target, allow)):
+        trust.refuse(f"{path}._target_", target)
     known = KNOWN.get(path) if target is None else takes(target, path) | {"_target_": str} | BESIDES.get(path, {})
     for key, value in config.items():
         here = f"{path}.{key}" if path else str(key)
@@ -74,7 +80,7 @@ def check(config: dict[str, Any], path: str = "") -> None:
         if here == "selection.rule" and value not in SENTENCES:
             raise UserError(f"selection.rule={value} is unknown: {nearest(str(value), SENTENCES)}")
         if isinstance(value, dict):
-            check(value, here)
+            check(value, here, allow)
 
 
 def check_workers(workers: int, launcher: str) -> None:
@@ -91,16 +97,21 @@ def _fits(value: Any, kind: type) -> bool:
     return isinstance(value, kind)
 
 
-def takes(target: str, path: str) -> dict[str, type | None]:
-    """The settings that the class or function `target` takes, with their types where they are plain ones.
-
-    `**kwargs` are followed up to the base classes. Raises UserError if the target cannot be imported.
-    """
+def _find(target: str, path: str) -> Any:
     module, _, name = target.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"{path}._target_={target} cannot be imported: {error}") from error
+    return found
+
+
+def takes(target: str, path: str) -> dict[str, type | None]:
+    """The settings that the class or function `target` takes, with their types where they are plain ones.
+
+    `**kwargs` are followed up to the base classes. Raises UserError if the target cannot be imported.
+    """
+    found = _find(target, path)
     settings: dict[str, type | None] = {}
     for part in inspect.getmro(found) if inspect.isclass(found) else (found,):
         if inspect.isclass(part) and "__init__" not in vars(part):

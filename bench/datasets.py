@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bench.archives import is_archive, unpacked
 from bench.data import Augment, Dataset, ImageSet, hold_out, kept_and_held, stratified
 from bench.decode import Listing, cached, decode, listing, named, stamps
 from bench.errors import UserError, nearest
@@ -133,13 +134,13 @@ def imagefolder(
     """Any tree `root`/train/<class>/*.jpg, `root`/test/<class>/*.jpg; classes are numbered in alphabetical order.
 
     `train`, `test`: the names of the two folders. Images are made RGB; those of another size are resized so that the
-    shorter side fits and cropped to the centre.
+    shorter side fits and cropped to the centre. `root` may be an archive (.zip, .tar.gz, ...) of such a tree.
     """
     if not root:
         raise UserError(f"dataset.root is not set: give the folder that holds {train}/<class>/ and {test}/<class>/.")
+    top = unpacked(Path(root), Path(cache)) if is_archive(Path(root)) else Path(root)
     found = [
-        listing(Path(root) / part, f"an image folder holds {train}/<class>/ and {test}/<class>/")
-        for part in (train, test)
+        listing(top / part, f"an image folder holds {train}/<class>/ and {test}/<class>/") for part in (train, test)
     ]
     return _from_files("imagefolder", root, found, size, heldout, split_seed, augment, cache, mean, std)
 

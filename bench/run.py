@@ -12,8 +12,10 @@ import sys
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import hydra
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -22,11 +24,12 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from bench import cell, cli, config, sweep
+from bench import cell, cli, config, sweep, trust
 from bench.turn import turn
 
 log = logging.getLogger(__name__)
 build = partial(instantiate, _convert_="all")
+compose = ConfigLoaderImpl.load_configuration
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="config")
@@ -108,6 +111,18 @@ def plain(cfg: DictConfig) -> dict:
     return {key: OmegaConf.to_container(v, resolve=True) if OmegaConf.is_config(v) else v for key, v in nodes.items()}
 
 
+def guarded(self: ConfigLoaderImpl, *args: Any, **kwargs: Any) -> DictConfig:
+    """What Hydra composes for the sweep and for each of its cells is looked at before anything that it names is built."""
+    cfg = compose(self, *args, **kwargs)
+    trust.check(OmegaConf.to_container(cfg), sys.argv[1:])  # type: ignore[arg-type]
+    return cfg
+
+
+def forbid_resolvers() -> None:
+    for resolver in trust.RESOLVERS:
+        OmegaConf.register_new_resolver(resolver, trust.no_resolver, replace=True)
+
+
 def cells(root: DictConfig) -> int | None:
     """How many cells Hydra's own sweeper makes of the command line and the experiment; None of another sweeper."""
     sweeper = root.hydra.sweeper
@@ -122,6 +137,8 @@ if __name__ == "__main__":
     OmegaConf.register_new_resolver("run_id", lambda *, _root_: config.run_id(plain(_root_)))
     OmegaConf.register_new_resolver("cells", lambda *, _root_: cells(_root_))
     OmegaConf.register_new_resolver("shared_cores", sweep.shared_cores)
+    forbid_resolvers()
+    ConfigLoaderImpl.load_configuration = guarded  # type: ignore[method-assign]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hand errors on, so that `explain` can say them in one sentence
     cli.terminable()
     trouble: BaseException | None = None

@@ -107,10 +107,12 @@ class Mine(nn.Module):
 def test_a_users_own_network_needs_one_node():
     facts = {"num_classes": 7, "channels": 3, "size": 8}
     node = {"_target_": f"{__name__}.Mine", "hidden": 3}
-    config.check(node, "model")
+    config.check(node, "model", allow=[__name__])
+    with pytest.raises(UserError, match=rf"allow=\[{__name__}\]"):
+        config.check(node, "model")
     assert config.asked_for(node["_target_"], facts) == {"num_classes": 7}
     with pytest.raises(UserError, match=r"model\.hiden is not a setting.*hidden"):
-        config.check({"_target_": f"{__name__}.Mine", "hiden": 3}, "model")
+        config.check({"_target_": f"{__name__}.Mine", "hiden": 3}, "model", allow=[__name__])
 
 
 @pytest.mark.parametrize(

@@ -110,10 +110,10 @@ one_core="hydra.launcher.cpus_per_task=1 hydra.launcher.mem_gb=1 hydra.launcher.
 LAUNCHER_WORDS=$one_core PYTHON=$python bash "$repo/tests/launchers.sh" "$into" submitit_slurm
 
 # a job that is cancelled: the others go on, the sweep ends, says so, and the same command runs what is missing
-words=(launcher=submitit_slurm attack=none seed=11 threads=1 gate.max_drop=null train.epochs=2 "runs=$into/cancelled" $one_core)
+words=(launcher=submitit_slurm attack=none seed=11 threads=1 gate.max_drop=null train.epochs=2 "runs=$into/cancelled" $one_core hydra.launcher.name=cancelled)
 log=$into/cancelled.log
 "$python" bench/run.py "${words[@]}" defense=none,clp > "$log" 2>&1 & sweep=$!
-for _ in $(seq 240); do job=$(squeue -h -r -t RUNNING,PENDING -o %i | tail -n 1); [ -n "$job" ] && break; sleep 0.25; done
+for _ in $(seq 240); do job=$(squeue -h -r --name=cancelled -o %i | tail -n 1); [ -n "$job" ] && break; sleep 0.25; done
 scancel "$job"
 status=0; wait "$sweep" || status=$?
 cells=$(find "$into/cancelled" -name record.json | wc -l)
