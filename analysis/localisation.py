@@ -41,9 +41,7 @@ def cell(row: Mapping[str, Any], rule: str, share: float) -> dict[str, Any]:
     try:
         tac, scores = tac_of(row), Path(row["folder"]) / "scores.csv"
         if not tac.is_file():
-            return {
-                "what": "there is no tac.csv beside its model; run the cell again, elsewhere or after removing its record"
-            }
+            return {"what": "there is no tac.csv beside its model; the next new cell of that model leaves one"}
         return measure(read_channels(tac), read_channels(scores), rule, share)
     except Elsewhere as error:
         return {"what": str(error), "elsewhere": True}
@@ -51,10 +49,14 @@ def cell(row: Mapping[str, Any], rule: str, share: float) -> dict[str, Any]:
         return {"what": reason(error)}
 
 
-def measured(root: Path, share: float) -> tuple[pd.DataFrame, list[dict[str, Any]], list[Problem]]:
-    """All finished cells; for each that has scores and a trigger, its names with what was measured; and the problems."""
-    frame, problems = load(root)
-    rules = {row["where"]: row["settings"].get("defense.rule._target_", "") for row in read(root)[0]}
+def measured(
+    root: Path, frame: pd.DataFrame, settings: Mapping[str, Mapping[str, str]], share: float
+) -> tuple[list[dict[str, Any]], list[Problem]]:
+    """For each finished cell that has scores and a trigger, its names with what was measured; and what could not be.
+
+    `frame`: of `load`. `settings`: a cell's place -> its settings. A cell whose scores are about other layers has `what`.
+    """
+    rules = {where: own.get("defense.rule._target_", "") for where, own in settings.items()}
     out, wrong = [], []
     with Index(root, f"localisation-{share:g}", (__file__, channels.__file__)) as index:
         for row in records(frame):
@@ -73,7 +75,7 @@ def measured(root: Path, share: float) -> tuple[pd.DataFrame, list[dict[str, Any
                 wrong.append(Problem("other", row["where"], f"not measured: {made['what']}"))
             else:
                 out.append(names | {"needs": row["needs"], "where": row["where"]} | made)
-    return frame, out, [*problems, *wrong]
+    return out, wrong
 
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
@@ -181,8 +183,12 @@ def styles(cells: Mapping[Key, Sequence[Mapping[str, Any]]]) -> dict[Key, str]:
 # -- the program -------------------------------------------------------------------------------------------------------
 def make(root: Path, share: float = SHARE, out: Path | None = None) -> tuple[dict[str, str], list[Problem]]:
     """File name -> text, and the problems; and the pictures in `out`, where it is given. Nothing where nothing is measured."""
-    frame, rows, problems = measured(root, share)
-    found = list(sheets(frame, problems)) if len(frame) else []
+    frame, problems = load(root)
+    if not len(frame):
+        return {}, problems
+    rows, wrong = measured(root, frame, {row["where"]: row["settings"] for row in read(root)[0]}, share)
+    problems = [*problems, *wrong]
+    found = list(sheets(frame, problems))
     made = [t for sheet in found if (t := table(sheet, rows, share))]
     if not made:
         return {}, problems

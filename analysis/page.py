@@ -32,9 +32,11 @@ def column(name: str, values: Iterable[Any], **facts: Any) -> dict[str, Any]:
     found = [clean(value) for value in values]
     if all(value is None or type(value) in (int, float) for value in found) and any(v is not None for v in found):
         return {"name": name, "numbers": found} | facts
-    texts = ["" if value is None else plain(str(value))[:LONGEST] for value in found]
-    words = {word: code for code, word in enumerate(sorted(set(texts)))}
-    return {"name": name, "words": list(words), "codes": [words[text] for text in texts]} | facts
+    texts = ["" if value is None else str(value) for value in found]
+    shown = {text: plain(text)[:LONGEST] for text in set(texts)}
+    words = {word: code for code, word in enumerate(sorted(set(shown.values())))}
+    codes = {text: words[word] for text, word in shown.items()}
+    return {"name": name, "words": list(words), "codes": [codes[text] for text in texts]} | facts
 
 
 def clean(value: Any) -> Any:

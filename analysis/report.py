@@ -12,7 +12,7 @@ import pandas as pd
 from analysis import command, ledger, localisation, plots, report_tables, tables
 from analysis.channels import SHARE
 from analysis.index import Index
-from analysis.load import Problem, read
+from analysis.load import Problem, load, read
 from analysis.operating_point import SENTENCES
 from analysis.page import page, picture
 from analysis.render import plain, write
@@ -33,7 +33,7 @@ MANY = 500  # runs
 # -- the page ----------------------------------------------------------------------------------------------------------
 def make(root: Path, select: str) -> tuple[str, list[Problem]]:
     """The page's text (empty if there is no finished cell), and the problems met on the way."""
-    frame, measured, problems = localisation.measured(root, SHARE)
+    frame, problems = load(root)
     if not len(frame):
         return "", problems
     settings = {row["where"]: row["settings"] for row in read(root)[0]}
@@ -41,9 +41,10 @@ def make(root: Path, select: str) -> tuple[str, list[Problem]]:
         files = (f"{folder}/.hydra/overrides.yaml" for folder in frame["folder"])
         kept = [index.get(w, [f], overrides, Path(f)) for w, f in zip(frame["where"], files, strict=True)]
     found = list(sheets(frame, problems))
+    measured, wrong = localisation.measured(root, frame, settings, SHARE)
     measured = [row for row in measured if "what" not in row]
     pictures, unread = drawn(frame, found, problems, select, measured)
-    problems = [*problems, *unread]
+    problems = [*problems, *wrong, *unread]
     rules = sorted(SENTENCES, key=lambda rule: rule != select)
     means = [row for rule in rules for sheet in found for row in tables.tidy(sheet, rule)]
     parts = [runs_table(frame.assign(overrides=kept), settings), means_table(means, frame["max_drop"])]

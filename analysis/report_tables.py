@@ -90,15 +90,18 @@ def of(name: str, values: Sequence[Any], **facts: Any) -> dict[str, Any]:
 
 def parts(places: Sequence[str], settings: Mapping[str, Mapping[str, str]]) -> list[dict[str, Any]]:
     """The settings part by part (attack, defense, ...), each different one once: a sweep's cells share nearly all."""
-    names = list(dict.fromkeys(key.partition(".")[0] for where in places for key in settings.get(where, {})))
+    own = [tuple(settings.get(where, {}).items()) for where in places]
+    variants = dict.fromkeys(own)  # as many as there are different cells, seeds left aside
+    names = dict.fromkeys(key.partition(".")[0] for variant in variants for key, _ in variant)
     found = []
     for name in names:
         blocks: dict[tuple[tuple[str, str], ...], int] = {}
-        codes = []
-        for where in places:
-            own = ((k, plain(v)) for k, v in settings.get(where, {}).items() if k.partition(".")[0] == name)
-            codes.append(blocks.setdefault(tuple(own), len(blocks)))
-        found.append({"blocks": [list(map(list, block)) for block in blocks], "codes": codes})
+        code = {}
+        for variant in variants:
+            block = tuple(pair for pair in variant if pair[0].partition(".")[0] == name)
+            code[variant] = blocks.setdefault(block, len(blocks))
+        shown = [[[plain(key), plain(value)] for key, value in block] for block in blocks]
+        found.append({"blocks": shown, "codes": [code[variant] for variant in own]})
     return found
 
 
