@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from bench.attacks.base import Attack, Trigger
-from bench.attacks.patterns import Overlay, decode
+from bench.attacks.patterns import Overlay
 from bench.checkpoints import Checkpoint, checkpoint, read
 from bench.companions import ANP, CARD, OURS, PICTURES, beside
 from bench.data import ImageSet
 from bench.errors import UserError
 from bench.naming import pour
+from bench.parts import make
 
 CARD_LIMIT = 1 << 20
 Facts = dict[str, Any]
@@ -120,20 +120,23 @@ def load(attack: Attack, path: Path) -> None:
 
 
 def of_card(path: Path, shape: tuple[int, int, int], num_classes: int) -> Attack:
-    """The attack that a stored model's card names: one of the bench's, with plain settings. A card is data of others."""
+    """The attack that a stored model's card names: one of the bench's. A card is data, and may be somebody else's."""
     try:
         if path.stat().st_size > CARD_LIMIT:
             raise ValueError("it is too large")
-        settings = dict(json.loads(path.read_text())["from"]["attack"])
-        module, name = re.fullmatch(r"(bench\.attacks\.[a-z0-9]+)\.([A-Za-z]+)", settings.pop("_target_")).groups()  # type: ignore[union-attr]
-        made = getattr(importlib.import_module(module), name)
-        if not (isinstance(made, type) and issubclass(made, Attack)):
-            raise ValueError(f"{name} is no attack")
-        if any(isinstance(value, dict) for value in settings.values()):
-            raise UserError(f"{path} is of an attack with settings of its own parts: name it (attack={module[14:]}).")
-        return made(shape=shape, num_classes=num_classes, **settings)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RecursionError) as error:
-        raise UserError(f"{path} names no attack of the bench ({type(error).__name__}: {error}).") from error
+        node = dict(json.loads(path.read_text())["from"]["attack"])
+        attack = (
+            None
+            if str(node.get("_target_")).endswith(".Imported")
+            else make(node, shape=shape, num_classes=num_classes)
+        )
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{path} names no attack ({type(error).__name__}: {error}).") from error
+    if attack is None:
+        raise UserError(f"{path} is of a model that was itself imported: give the file that it came from.")
+    if not isinstance(attack, Attack):
+        raise UserError(f"{path} names a {type(attack).__name__}, which is no attack.")
+    return attack
 
 
 def of_anp(info: Any, path: str, shape: tuple[int, int, int], num_classes: int, alpha: float | None) -> Trigger:
@@ -217,10 +220,14 @@ def images(folder: Path, index: list[int], classes: list[int], shape: tuple[int,
     paths = [folder / str(label) / f"{key}.png" for key, label in zip(index, classes, strict=True)]
     out = torch.empty(len(paths), *shape, dtype=torch.uint8)
     for row, path in enumerate(paths):
-        if not path.is_file():
+        if path.is_symlink() or not path.is_file():
             raise UserError(f"{path} is missing: {folder.name} is not complete.")
-        image = decode(path, shape[0], "the triggered image")
-        if image.shape != shape:
-            raise UserError(f"{path} has {tuple(image.shape)[1:]} pixels, and the data set's images have {shape[1:]}.")
-        out[row] = image
+        try:
+            with Image.open(path) as file:
+                pixels = np.array(file.convert("L" if shape[0] == 1 else "RGB"))
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise UserError(f"{path} cannot be read as an image: {error}.") from error
+        if pixels.shape[:2] != tuple(shape)[1:]:
+            raise UserError(f"{path} has {pixels.shape[:2]} pixels, and the data set's images have {tuple(shape)[1:]}.")
+        out[row] = torch.from_numpy(pixels.reshape(*pixels.shape[:2], shape[0])).permute(2, 0, 1)
     return out
