@@ -11,9 +11,17 @@ from bench.errors import UserError, nearest
 
 
 def torchvision(
-    name: str, num_classes: int, channels: int, size: int, options: Mapping[str, Any] | None = None
+    name: str,
+    num_classes: int,
+    channels: int,
+    size: int,
+    options: Mapping[str, Any] | None = None,
+    adapt: bool = True,
 ) -> nn.Module:
-    """Any classifier of torchvision.models, untrained; `options` go to it (width_mult, growth_rate, ...)."""
+    """Any classifier of torchvision.models, untrained; `options` go to it (width_mult, growth_rate, ...).
+
+    `adapt`: whether it is made fit for small images; false leaves it as it is, for weights from elsewhere (BackdoorBench).
+    """
     from torchvision import models
 
     known = models.list_models(module=models)
@@ -21,7 +29,8 @@ def torchvision(
         raise UserError(f"model.name={name} is not a classifier of torchvision: {nearest(name, known)}")
     options = ({"image_size": size} if name.startswith("vit_") else {}) | dict(options or {})
     try:
-        return small(models.get_model(name, weights=None, num_classes=num_classes, **options), channels, size)
+        made = models.get_model(name, weights=None, num_classes=num_classes, **options)
+        return small(made, channels, size) if adapt else made
     except (TypeError, ValueError) as error:
         raise UserError(f"model.options={options} do not make a {name}: {error}") from error
 
