@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -132,10 +133,16 @@ def table(sheet: Sheet, rows: Sequence[Mapping[str, Any]], share: float) -> Tabl
     caption = [
         f"Backdoor channels: the {share:.0%} of all channels whose trigger-activated change (TAC), relative to their layer, is "
         f"largest ({'; '.join(f'{k} of {n}' for k, n in counts)}).",
-        "Mean ± standard deviation over seeds whose attack took.",
+        "Mean ± standard deviation over seeds whose attack took. By chance the AUROC of one model would scatter around 0.50 by "
+        f"{' or '.join(dict.fromkeys(number(scatter(k, n), 2) for k, n in counts))}.",
     ]  # fmt: skip
     title = f"{label(sheet.dataset)}, {label(sheet.model)}: do pruners find the backdoor's channels?"
     return Table(title, caption, Grid(groups, body, texts=1), [], notes)
+
+
+def scatter(k: int, n: int) -> float:
+    """The standard deviation of the AUROC of scores that know nothing, with k of n channels to be found (Mann-Whitney)."""
+    return math.sqrt((n + 1) / (12 * k * (n - k))) if 0 < k < n else math.nan
 
 
 def legend(sheet: Sheet, share: float) -> str:

@@ -130,7 +130,7 @@ class Table {
       menu.addEventListener("change", () => this.update());
       return menu;
     }
-    const hint = words ? "contains" : ">= 80";
+    const hint = words ? "contains" : ">= …";
     const field = make("input", "", { type: "text", placeholder: hint, "aria-label": label });
     field.addEventListener("input", () => this.update());
     return field;

@@ -99,6 +99,12 @@ def test_the_curve_of_several_seeds_is_their_mean():
     assert best[:3] == [[0, 0.0], [1, 0.5], [2, 1.0]] and best[-1] == [200, 1.0]
 
 
+def test_the_scatter_by_chance_is_that_of_random_scores():
+    wanted = truth(TAC)[1]
+    drawn = [roc_auc_score(wanted, RNG.random(200)) for _ in range(600)]
+    assert np.std(drawn) == pytest.approx(localisation.scatter(2, 200), rel=0.1)
+
+
 # -- a sweep -----------------------------------------------------------------------------------------------------------
 @pytest.fixture
 def runs(tmp_path):
