@@ -48,6 +48,8 @@ class Index:
     def get(self, where: str, files: Iterable[str], read: Callable[[Path], Any], path: Path) -> Any:
         """What `read(path)` finds, as plain data, from the index if none of the files changed. `where`: a name for it."""
         now = [stamp(file) for file in files]
+        if not any(now):  # nothing that an entry could be tied to
+            return read(path)
         entry = self.old.get(where)
         if not (isinstance(entry, list) and len(entry) == 2 and entry[0] == now):
             entry = [now, read(path)]

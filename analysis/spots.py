@@ -16,7 +16,7 @@ from analysis.sheets import BASELINES, Cell, Key, Sheet, mean, number
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-READABLE = 16  # more numbers side by side cannot be read
+READABLE = 24  # more numbers side by side cannot be read
 
 
 # -- trade-off ---------------------------------------------------------------------------------------------------------

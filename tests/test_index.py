@@ -9,8 +9,8 @@ import pytest
 from test_analysis import GOLDEN, cells, change
 
 from analysis import curves as curves_module
-from analysis import index, load, settings
-from analysis.curves import curves
+from analysis import index, load, schema, settings
+from analysis.curves import curves, layers
 
 
 @pytest.fixture
@@ -82,6 +82,15 @@ def test_the_index_of_somebody_elses_folder_is_not_believed(runs, tmp_path_facto
         row["asr_clean_drop"] = 0.0
     path.write_text(json.dumps(kept))
     assert found(other)[0]["asr_clean_drop"].tolist() == found(runs)[0]["asr_clean_drop"].tolist()
+
+
+def test_nothing_is_believed_about_files_that_are_not_there(runs):
+    path = runs / ".index-layers.json"
+    made_by = index.Index(runs, "layers", (curves_module.__file__, schema.__file__)).made_by
+    where = load.load(runs)[0]["where"]
+    entries = {place: [[None], [[["forged", 3, 1, 1, 1]], ""]] for place in where}
+    path.write_text(json.dumps({"made_by": made_by, "entries": entries}))
+    assert len(layers(load.load(runs)[0])[0]) == 0
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"made_by": 1}', "[" * 100_000, '{"entries": {}}', "\xff"])

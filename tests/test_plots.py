@@ -24,15 +24,15 @@ def test_plots_are_made_and_are_the_same_each_time(runs, tmp_path, capsys):  # n
     for folder in cells(runs, "blend", seed=3):
         change(folder, asr_before=10.0)
     (cells(runs, "blend", "clp", 2)[0] / "layers.csv").write_text(LAYERS)
-    for out in ("one", "two"):
-        assert plots.main(["--runs", str(runs), "--out", str(tmp_path / out)]) == 0
+    for out, some in (("one", []), ("two", ["--kinds", "svg", "pdf"])):
+        assert plots.main(["--runs", str(runs), "--out", str(tmp_path / out), *some]) == 0
     names = sorted(p.name for p in (tmp_path / "one").iterdir())
     assert names == [
         f"{plot}.{kind}" for plot in sorted(set(plots.PLOTS) - {"ranks"}) for kind in ("pdf", "png", "svg")
     ]
     for name in names:
         data = (tmp_path / "one" / name).read_bytes()
-        assert data == (tmp_path / "two" / name).read_bytes(), name
+        assert name.endswith("png") or data == (tmp_path / "two" / name).read_bytes(), name
         assert data.startswith({"pdf": b"%PDF", "png": b"\x89PNG", "svg": b"<?xml"}[name[-3:]])
 
 
@@ -42,7 +42,7 @@ def test_plots_of_hostile_and_lacking_cells(runs, tmp_path, capsys):  # noqa: F8
         change(folder, defense="_$\\frac{$" + HOSTILE)
     cells(runs, "blend", "rnp", 2)[0].joinpath("curve.csv").write_text("pruned,acc\n1,nan\n")
     cells(runs, "blend", "rnp", 3)[0].joinpath("curve.csv").unlink()
-    assert plots.main(["--runs", str(runs), "--out", str(tmp_path / "out")]) == 0
+    assert plots.main(["--runs", str(runs), "--out", str(tmp_path / "out"), "--kinds", "png"]) == 0
     assert capsys.readouterr().err.count("not drawn") == 2
 
 
