@@ -17,7 +17,7 @@ from analysis.schema import AXES, read_text
 CONFIG_LIMIT = 1 << 16  # YAML is slow to read
 PARTS = {"dataset": "dataset", "model": "model", "train": "model", "attack": "attack"}
 """Which axis of a table a part of the config belongs to; every other part is the defence's."""
-HOW = {"seed", "device", "threads", "workers", "allow", "tracker", "runs", "checkpoint", "save"}
+HOW = {"seed", "device", "threads", "workers", "retry", "allow", "tracker", "runs", "checkpoint", "save"}
 """What two cells with the same settings may differ in."""
 LATER = (("model.checkpoint", None),)
 """Settings that cells of an earlier version lack, with the value that means the same."""

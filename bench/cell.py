@@ -13,6 +13,7 @@ from typing import Any
 from analysis import schema
 from bench import files
 from bench.cli import one_cell, sentence
+from bench.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -48,15 +49,21 @@ def read(folder: Path, mine: bool = False, beside: Sequence[str] = ()) -> dict[s
 
 
 @contextmanager
-def failures(folder: Path) -> Iterator[None]:
-    """Says in one sentence what goes wrong in the block, and keeps the traceback as error.txt until the cell succeeds."""
+def failures(folder: Path, retry: str = "failed") -> Iterator[None]:
+    """Says in one sentence what goes wrong in the block, and keeps the traceback and it as error.txt until the cell succeeds.
+
+    With retry=never the block is not entered where there is one: UserError with what it said.
+    """
     path = folder / "error.txt"
+    if retry == "never" and path.exists():
+        last = schema.read_text(path).strip().splitlines()[-1:] or ["it did not say why"]
+        raise UserError(f"failed before, and retry=never: {last[0]}")
     try:
         yield
     except Exception as error:
         error.reported = sentence(error)  # type: ignore[attr-defined]
         log.error("failed: %s (traceback in %s)", error.reported, path)  # type: ignore[attr-defined]
         with suppress(OSError):  # the disk may be full; the sentence above is what counts
-            files.write(path, traceback.format_exc())
+            files.write(path, f"{traceback.format_exc()}\n{error.reported}\n")  # type: ignore[attr-defined]
         raise
     path.unlink(missing_ok=True)

@@ -32,7 +32,16 @@ KNOWN: dict[str, dict[str, type | None]] = {
             "check",
         )
     )
-    | {"seed": int, "threads": int, "workers": int, "runs": str, "checkpoint": float, "make_dense": bool, "save": bool},
+    | {
+        "seed": int,
+        "threads": int,
+        "workers": int,
+        "retry": str,
+        "runs": str,
+        "checkpoint": float,
+        "make_dense": bool,
+        "save": bool,
+    },
     "clean": {"tune": int, "select": int, "mix": int, "source": str, "balance": str},
     "gate": {"min_asr": float, "max_drop": float},
     "selection": {"rule": str, "max_drop": float, "stop": float},
@@ -45,7 +54,7 @@ FILLED_IN = {"attack": {"shape", "num_classes", "checkpoint"}, "model": {"num_cl
 BESIDES: dict[str, dict[str, type | None]] = {"model": {"checkpoint": str}}
 """Settings of a node that are not for its class: `model.checkpoint`, a file with the network's weights."""
 
-HOW = {"device", "resident", "threads", "workers", "allow", "tracker", "runs", "checkpoint", "save"}
+HOW = {"device", "resident", "threads", "workers", "retry", "allow", "tracker", "runs", "checkpoint", "save"}
 """How and where a cell runs: recorded, but part of no identity."""
 
 LATER: dict[str, Any] = {"make_dense": False}
@@ -79,6 +88,8 @@ def check(config: dict[str, Any], path: str = "", allow: Sequence[str] = ()) -> 
             raise UserError(f"{here}={value} must be {WORDS[kind]}.")
         if here == "selection.rule" and value not in SENTENCES:
             raise UserError(f"selection.rule={value} is unknown: {nearest(str(value), SENTENCES)}")
+        if here == "retry" and value not in ("failed", "never"):
+            raise UserError(f"retry={value} is unknown: failed (cells that failed are tried again) or never.")
         if isinstance(value, dict):
             check(value, here, allow)
 

@@ -46,7 +46,7 @@ def main(cfg: DictConfig) -> dict[str, str]:
         log.info("done already: %s", cli.one_cell(done))
         return note | {"state": "passed"}
     try:
-        with cell.failures(folder), turn(folder, "running this cell"):
+        with cell.failures(folder, settings["retry"]), turn(folder, "running this cell"):
             config.check(settings)
             config.check_workers(settings["workers"], job.runtime.choices["launcher"])
             result = cell.read(folder, True, wanted) or run(cfg, settings, folder, job.runtime.choices)

@@ -8,9 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from joblib.externals.loky.process_executor import TerminatedWorkerError
+from submitit.core.utils import FailedJobError
 from test_bench import bench, records
 
-from bench import config, machine, sweep
+from bench import cli, config, machine, sweep
 from bench.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -76,7 +79,40 @@ def test_launchers_are_presets_that_change_no_cell(tmp_path):
     status, said = bench("launcher=joblib", "workers=2", *words, "defense=none,clp", "attack.target=0,99")
     assert status == 1 and said.count("done already") == 1 and "2 of 4 cells failed" in said, said
     assert "and 1 more: attack.target=99 does not exist" in said and "Traceback" not in said
+    (error, _) = tmp_path.rglob("error.txt")
+    assert "Traceback" in error.read_text() and "target: 99" in (error.parent / ".hydra/config.yaml").read_text()
+    written = error.stat().st_mtime_ns
+    status, said = bench("-m", "retry=never", *words, "defense=none,clp", "attack.target=0,99")
+    assert (
+        status == 1 and said.count("done already") == 2 and "failed before, and retry=never: attack.target=99" in said
+    )
+    assert error.stat().st_mtime_ns == written
     assert len(records(tmp_path)) == 2 and not (tmp_path / ".sweeps").exists()
+
+
+FAULTS = [
+    (OSError(28, "No space left on device", "x"), "the disk is full"),
+    (OSError(122, "Disk quota exceeded", "x"), "the disk is full"),
+    (OSError(27, "File too large", "x"), "the disk is full"),
+    (OSError(30, "Read-only file system", "runs/x"), "cannot use runs/x: Read-only file system"),
+    (torch.OutOfMemoryError("CUDA out of memory"), "the device ran out of memory"),
+    (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "this machine ran out of memory"),
+    (MemoryError(), "this machine ran out of memory"),
+    (TerminatedWorkerError("A worker process"), "a worker was killed from outside"),
+    (FailedJobError("Job 3_1 has not produced any output (state: CANCELLED)\nmore"), "a job ended without a result"),
+]
+
+
+@pytest.mark.parametrize(("error", "said"), FAULTS, ids=range(len(FAULTS)))
+def test_what_breaks_is_one_sentence(error, said):
+    """Also when a library wrapped it in something else."""
+    try:
+        try:
+            raise error
+        except Exception as inner:
+            raise RuntimeError("in a wrapper") from inner
+    except RuntimeError as outer:
+        assert cli.sentence(outer).startswith(said) and "\n" not in cli.sentence(outer)
 
 
 def test_two_folders_of_runs_are_compared(tmp_path):

@@ -113,7 +113,8 @@ LAUNCHER_WORDS=$one_core PYTHON=$python bash "$repo/tests/launchers.sh" "$into" 
 words=(launcher=submitit_slurm attack=none seed=11 threads=1 gate.max_drop=null train.epochs=2 "runs=$into/cancelled" $one_core hydra.launcher.name=cancelled)
 log=$into/cancelled.log
 "$python" bench/run.py "${words[@]}" defense=none,clp > "$log" 2>&1 & sweep=$!
-for _ in $(seq 240); do job=$(squeue -h -r --name=cancelled -o %i | tail -n 1); [ -n "$job" ] && break; sleep 0.25; done
+for _ in $(seq 240); do job=$(squeue -h -r -t RUNNING --name=cancelled -o %i | tail -n 1); [ -n "$job" ] && break; sleep 0.25; done
+sleep 3   # one that is cancelled before it is in the accounting is waited for for ever
 scancel "$job"
 status=0; wait "$sweep" || status=$?
 cells=$(find "$into/cancelled" -name record.json | wc -l)
