@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeGuard, TypeVar
@@ -108,7 +109,7 @@ def conv_bn_pairs(model: nn.Module, shape: tuple[int, int, int], pairing: str = 
     weight = next(model.parameters())
     try:
         with torch.no_grad():
-            model.eval()(torch.zeros(2, *shape, device=weight.device, dtype=weight.dtype))
+            model.eval()(torch.zeros(1, *shape, device=weight.device, dtype=weight.dtype))
     finally:
         model.train(training)
         for hook in hooks:
@@ -117,17 +118,25 @@ def conv_bn_pairs(model: nn.Module, shape: tuple[int, int, int], pairing: str = 
 
 
 @torch.no_grad()
-def at_norms(model: nn.Module, x: Tensor, look: Callable[[Tensor], T], method: str = "this method") -> dict[str, T]:
+def at_norms(
+    model: nn.Module,
+    x: Tensor,
+    look: Callable[[Tensor], T],
+    method: str = "this method",
+    join: Callable[[list[T]], T] | None = None,
+) -> dict[str, T]:
     """One pass of the images `x` (in [0, 1]) in eval mode: BN name -> what `look` makes of that layer's input.
 
+    All images at once, or, if `join` makes one of what was seen of several batches, a batch at a time, which is faster.
     In the order of `named_modules()`. Layers that the pass does not reach are left out. The inputs are not kept.
     """
-    model, seen = copy.deepcopy(model).eval(), {}
+    model, seen = copy.deepcopy(model).eval(), defaultdict(list)
     layers = batch_norms(model, method)
     for name, bn in layers.items():
-        bn.register_forward_pre_hook(lambda _, inputs, name=name: seen.update({name: look(inputs[0])}))
-    model(x)
-    return {name: seen[name] for name in layers if name in seen}
+        bn.register_forward_pre_hook(lambda _, inputs, name=name: seen[name].append(look(inputs[0])))
+    for part in x.split(128 if join else len(x)):
+        model(part.contiguous(memory_format=torch.channels_last))
+    return {name: join(seen[name]) if join else seen[name][-1] for name in layers if name in seen}
 
 
 @contextmanager

