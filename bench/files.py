@@ -78,10 +78,10 @@ def write(path: Path, content: str | bytes, sync: bool = True) -> None:
 def _whole(path: Path, content: str | bytes, act: str, sync: bool = True) -> Path:
     """A temporary file beside `path` that holds all of the content, on the disk itself."""
     temporary = path.with_name(f".tmp-{uuid.uuid4().hex[:16]}")
-    faults.hit(f"{act}.open")
     left = memoryview(content.encode() if isinstance(content, str) else content)
-    file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
+        faults.hit(f"{act}.open")
+        file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         try:
             while left:
                 short = faults.hit(f"{act}.write")
@@ -92,8 +92,10 @@ def _whole(path: Path, content: str | bytes, act: str, sync: bool = True) -> Pat
         finally:
             os.close(file)
         faults.hit(f"{act}.closed")
-    except BaseException:
+    except BaseException as error:
         _remove(temporary)  # a full disk would stay full otherwise
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)
         raise
     return temporary
 

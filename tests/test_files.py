@@ -4,15 +4,19 @@ import errno
 import json
 import os
 import shutil
+import subprocess
+import sys
+from collections import Counter
 
 import pytest
 import torch
+from cells import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import SafetensorError
 from torch import nn
 
-from bench import cell, cli, config, files, shelf, store
+from bench import cell, cli, config, faults, files, shelf, store
 from bench.attacks.base import Backdoor, Trigger
 from bench.errors import UserError
 
@@ -51,6 +55,51 @@ def test_a_full_disk_leaves_the_old_file_and_no_new_one(tmp_path, full_disk):
         (new / "x").write_text("half")
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"] and (tmp_path / "a.json").read_text() == "old"
     assert "the disk is full" in cli.sentence(SafetensorError("I/O error: No space left on device (os error 28)"))
+
+
+@pytest.mark.parametrize("code", ["ENOSPC", "EDQUOT", "EIO", "EROFS", "ESTALE"])
+@pytest.mark.parametrize("point", ["open", "write", "sync"])
+def test_a_disk_that_refuses_is_one_sentence_and_loses_nothing(tmp_path, monkeypatch, point, code):
+    files.publish(tmp_path / "a.json", "old")
+    monkeypatch.setattr(faults, "armed", f"*.{point}:{code}")
+    for act in (files.publish, files.write):
+        monkeypatch.setattr(faults, "passed", Counter())
+        with pytest.raises(OSError) as caught:
+            act(tmp_path / "a.json", "new")
+        said = cli.sentence(caught.value)
+        wanted = "the disk is full" if code in ("ENOSPC", "EDQUOT") else os.strerror(getattr(errno, code))
+        assert wanted in said and "unexpected" not in said and "\n" not in said
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"] and (tmp_path / "a.json").read_text() == "old"
+
+
+FULL = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+from bench import cli, files
+room = Path(sys.argv[2])
+files.publish(room / "kept", "x" * 1000)
+try:
+    files.publish(room / "large", bytes(2**21))
+except OSError as error:
+    print(cli.sentence(error))
+files.publish(room / "after", "there is room again")
+print(sorted(path.name for path in room.iterdir()))
+"""
+
+
+def test_a_disk_that_is_really_full(tmp_path):
+    """One of a megabyte, in a namespace of our own."""
+    script = 'mount -t tmpfs -o size=1m none "$1" && exec "$2" -c "$3" "$4" "$1"'
+    words = ["unshare", "-rm", "sh", "-c", script, "sh", str(tmp_path), sys.executable, FULL, str(ROOT)]
+    try:
+        made = subprocess.run(words, capture_output=True, text=True)
+    except FileNotFoundError:
+        pytest.skip("there is no unshare")
+    if "unshare" in made.stderr or "mount" in made.stderr:
+        pytest.skip(f"no namespace of our own here: {made.stderr.strip()[:100]}")
+    said, names = made.stdout.splitlines()
+    assert "the disk is full" in said and names == "['after', 'kept']", made
 
 
 def test_a_failed_cell_keeps_its_traceback_until_it_succeeds(tmp_path, caplog):

@@ -58,7 +58,7 @@ BUGS = {
     "a folder's names are not synced": (files, "power", "        sync_folder(temporary)\n", ""),
     "a new folder's name is not synced": (files, "power", "        sync_folder(folder.parent)\n", ""),
     "a folder made on the way is not synced": (files, "power", "    else:\n        sync_folder(path.parent)\n", ""),
-    "written in place": (files, "power", "    temporary = path.with_name(f\".tmp-{uuid.uuid4().hex[:16]}\")\n    faults", "    temporary = path\n    faults"),
+    "written in place": (files, "power", "    temporary = path.with_name(f\".tmp-{uuid.uuid4().hex[:16]}\")\n    left", "    temporary = path\n    left"),
     "replaced instead of linked": (files, "walks", "os.link(temporary, path)", "os.replace(temporary, path)"),
     "looked first, then replaced": (
         files,
