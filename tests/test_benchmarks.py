@@ -9,6 +9,7 @@ import torch
 
 import benchmarks.__main__ as command
 from benchmarks import cells, gpu, growth, rates, write
+from benchmarks.defenses import at_threshold
 from benchmarks.profiles import kind, profiles
 from benchmarks.rows import ROWS, measure
 from benchmarks.searches import spearman
@@ -63,6 +64,16 @@ def test_growth(setting):
     assert growth.power([1, 2, 4], [3, 6, 12]) == pytest.approx(1)
     assert growth.power([1, 10], [5, 5]) == pytest.approx(0)
     assert [len(axis["sizes"]) == len(axis["seconds"]) for axis in growth.growth(setting)] == [True] * 3
+
+
+def test_only_channels_at_the_threshold_may_differ():
+    """The threshold of these scores at k = 1 is 1.893; the fourth channel is 0.107 above it."""
+    one = {"a": torch.tensor([0.0, 0.1, 0.0, 2.0, 1.99])}
+    assert at_threshold(one, {"a": one["a"].clone()}, 1.0, 0.0) == 0
+    moved = {"a": torch.tensor([0.0, 0.1, 0.0, 2.0, 3.0])}
+    with pytest.raises(AssertionError, match="from the threshold"):
+        at_threshold(one, moved, 1.0, 0.1)
+    assert at_threshold(one, moved, 1.0, 0.11) == 1
 
 
 def test_spearman_has_mean_ranks_for_ties():
