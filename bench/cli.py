@@ -19,6 +19,13 @@ def name(choices: Mapping[str, Any], seed: int) -> str:
     return f"{choices['attack']} / {choices['defense']} / seed {seed}"
 
 
+def words(typed: Sequence[str]) -> list[str]:
+    """The command line, with what goes without saying: a folder of images for a data set is an image folder."""
+    chosen = {word.lstrip("+~").partition("=")[0] for word in typed}
+    folder = "dataset.root" in chosen and not chosen & {"dataset", "experiment"}
+    return [*typed, "dataset=imagefolder"] if folder else list(typed)
+
+
 def one_cell(record: Mapping[str, Any]) -> str:
     name = f"{record['attack']} / {record['defense']}{cheats(record)} / seed {record['seed']}"
     change = "  ".join(

@@ -142,6 +142,7 @@ if __name__ == "__main__":
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hand errors on, so that `explain` can say them in one sentence
     cli.terminable()
     trouble: BaseException | None = None
+    sys.argv = cli.words(sys.argv)
     try:
         main()
     except (Exception, KeyboardInterrupt) as error:
