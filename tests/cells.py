@@ -1,11 +1,19 @@
 """Composes the real config, as the command line would, and shrinks it so that tests take milliseconds."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
+
+from bench.attacks.base import Lab
+from bench.metrics import Exam, evaluate
+from bench.models import normalised, vgg
+from bench.plan import Plan
+from bench.training import fit
 
 ROOT = Path(__file__).parent.parent
 build = partial(instantiate, _convert_="all")
@@ -39,3 +47,21 @@ def shrink(node):
         elif isinstance(value, dict):
             shrink(node[key])
     return node
+
+
+def lesson(dataset: str, data) -> None:
+    """What any data set must be good for: a model that learns BadNets from it for an epoch, is examined, and pruned."""
+    torch.manual_seed(0)
+    config = composed(f"dataset={dataset}", "attack=badnets", "defense=magnitude")
+    attack = build(config.attack, shape=data.shape, num_classes=data.num_classes, poison_rate=0.5)
+    model = normalised(vgg([4, "M", 8], data.num_classes, data.shape[0]), data.mean, data.std)
+    before = model.classifier.weight.clone()
+    augment = replace(data.augment, shift=min(data.augment.shift, 4))
+    learn = partial(fit, plan=Plan(epochs=1, batch_size=8, lr=0.1), seed=0, augment=augment)
+    attack.inject(model, data, Lab(learn, 0))
+    assert model.classifier.weight.isfinite().all() and not model.classifier.weight.equal(before)
+    found = evaluate(model, Exam.of(data.test, attack.trigger))
+    assert found.clean == len(data.test) > found.triggered > 0
+    view = data.defender(2, 2, 0, "nothing")[0]
+    repaired = build(config.defense).repair(model, view)
+    assert len({candidate.pruned for candidate in repaired.candidates}) > 2

@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 import pytest
 import torch
-from cells import build, composed
+from cells import build, composed, lesson
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -95,6 +95,16 @@ def folder_of(tree, *overrides):
         "dataset=imagefolder", f"dataset.root={tree}", f"runs={tree}/out", "dataset.heldout=2", *overrides
     )
     return build(config.dataset)
+
+
+@pytest.mark.parametrize(
+    ("name", "test", "size"), [("imagefolder", "test", 32), ("cifar10_jpeg", "test", 32), ("imagenet12", "val", 224)]
+)
+def test_every_folder_of_images_is_attacked_and_pruned(name, test, size, tree):
+    (tree / "test").rename(tree / test)
+    data = build(composed(f"dataset={name}", f"dataset.root={tree}", f"runs={tree}/out", "dataset.heldout=4").dataset)
+    assert data.shape == (3, size, size) and data.num_classes == 2 and len(data.test) == 6
+    lesson(name, data)
 
 
 def test_imagefolder(tree):

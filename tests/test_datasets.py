@@ -7,7 +7,7 @@ import zipfile
 import numpy as np
 import pytest
 import torchvision
-from cells import build, choices, composed
+from cells import build, choices, composed, lesson
 from hydra.errors import InstantiationException
 from PIL import Image
 from scipy.io import savemat
@@ -143,6 +143,7 @@ def test_official_layout(name, tmp_path, unchecked):
     stamp = (kept / "arrays.safetensors").stat().st_mtime_ns
     assert load(name, tmp_path).digest == data.digest
     assert (kept / "arrays.safetensors").stat().st_mtime_ns == stamp
+    lesson(name, data)
     half = load(name, tmp_path, "dataset.size=16")
     assert half.shape == (data.shape[0], 16, 16) and half.test.y.equal(data.test.y)
 

@@ -18,6 +18,7 @@ from test_bench import bench, records
 
 from bench import config
 from bench.attacks.badnets import CHECKER
+from bench.backdoorbench import write as export_backdoorbench
 from bench.data import stream
 from bench.errors import UserError
 from bench.metrics import accuracy
@@ -127,12 +128,19 @@ def backdoorbench(made, folder, state):
     return folder / "attack_result.pt", "imported"
 
 
+def exported(made, folder, state):
+    """As this bench itself exports it."""
+    (folder / "record_x").mkdir()
+    export_backdoorbench(folder / "record_x", "record_x", {"dataset": "digits", "model": "vgg5"}, made, None)
+    return folder / "record_x/attack_result.pt", "imported"
+
+
 def defense_result(made, folder, state):
     torch.save({"model_name": "vgg5", "num_classes": 10, "model": state}, folder / "defense_result.pt")
     return folder / "defense_result.pt", "badnets"
 
 
-FORMS = {f.__name__: f for f in (ours, plain, rnp, anp, ep, backdoorbench, defense_result)}
+FORMS = {f.__name__: f for f in (ours, plain, rnp, anp, ep, backdoorbench, exported, defense_result)}
 
 
 def write(made, folder, form):

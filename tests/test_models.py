@@ -15,6 +15,7 @@ from bench.attacks.base import Backdoor, Lab
 from bench.data import Augment, Dataset, ImageSet
 from bench.errors import UserError
 from bench.models import checked, normalised
+from bench.pruning import count
 from bench.training import Plan, fit
 from bench.zoo import small
 
@@ -25,7 +26,7 @@ REDUCED = {  # as small as the architecture goes, so that all of them take secon
     "vit_b_16": "num_layers=2 num_heads=2 hidden_dim=16 mlp_dim=32",
     "torchvision": "name=shufflenet_v2_x0_5", "timm": "name=resnet10t",
 }  # fmt: skip
-HEAVY = {"convnext_tiny", "efficientnet_b3", "densenet121", "densenet161"}  # no option makes them smaller: forward only
+HEAVY = {"convnext_tiny", "efficientnet_b3", "densenet121", "densenet161"}  # no option makes them smaller
 
 
 def network(name: str, channels: int, size: int, classes: int = 4) -> nn.Module:
@@ -69,8 +70,22 @@ def test_network(name):
 
 @pytest.mark.parametrize("name", sorted(HEAVY))
 def test_large_network(name):
+    """At full width, on four grey images: forward, backward, a triggered batch to train on, and one prune."""
+    data = toy(1, 32)
+    model = network(name, 1, 32)
+    attack = build(composed("dataset=cifar10", "attack=badnets").attack, shape=data.shape, num_classes=4)
+    x, y = attack.trigger.stamp(data.train.x[:4]), attack.trigger.relabel(data.train.y[:4])
+    optimiser = torch.optim.SGD(model.parameters(), 0.01)
+    F.cross_entropy(model(x.float() / 255), y).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    optimiser.step()
+    defense = build(composed("dataset=cifar10", "defense=magnitude").defense)
+    scores = defense.score(model, data.defender(4, 4, 0, "nothing")[0])
+    mask = defense.rule.mask(scores, defense.rule.at)
     with torch.no_grad():
-        assert network(name, 1, 32).eval()(torch.rand(2, 1, 32, 32)).shape == (2, 4)
+        before = model.eval()(x.float() / 255)
+        after = defense.cut(model, mask, None)(x.float() / 255)
+    assert count(mask) > 0 and after.shape == (4, 4) and after.isfinite().all() and not after.equal(before)
 
 
 def test_what_small_changes():
