@@ -171,9 +171,10 @@ def weights(config: Mapping[str, Any]) -> str | None:
 
 
 def saves(config: Mapping[str, Any]) -> bool:
-    """Whether the purified weights are written: as `save` says, else for a stranger's model, which is there to be purified."""
+    """Whether the purified weights are written: as `save` says, else for a stranger's model, which is there to be purified, and
+    beside the dense network."""
     save = config.get("save")
-    return bool(stranger(config) if save is None else save)
+    return bool(stranger(config) or config.get("make_dense") if save is None else save)
 
 
 def stranger(config: Mapping[str, Any]) -> bool:

@@ -1,7 +1,7 @@
 """Writes what others read: python -m bench.export RUN --format backdoorbench|safetensors|torch|onnx [--into DIR]
 
 RUN is a folder of runs/: a finished cell (its repaired model at the operating point is written, and with `backdoorbench` the
-backdoored one too), or a stored backdoor of runs/backdoors. docs/checkpoints.md says what is in each format.
+backdoored one too), or a stored backdoor of runs/backdoors. docs/api.md says what is in each format.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from bench import backdoorbench, stored
+from bench import backdoorbench, config, stored
 from bench.backdoorbench import weights
 from bench.errors import UserError
 from bench.metrics import Metrics, evaluate
@@ -130,7 +130,7 @@ def _describe(new: Path, found: stored.Found, stage: Scene, model: nn.Module) ->
     data = stage.data
     facts: dict[str, Any] = {
         "from": str(found.name),
-        "network": found.settings["model"],
+        "network": config.network(found.settings),
         "num_classes": data.num_classes,
         "shape": list(data.shape),
         "input": "images in [0, 1]; the network itself wants (images - mean) / std",

@@ -105,6 +105,12 @@ def run(cfg: DictConfig, settings: dict, folder: Path, names: Mapping) -> dict:
     return result
 
 
+def compose(*words: str) -> dict:
+    """The settings that these words make on the command line, as plain data; for `bench.api`."""
+    with hydra.initialize_config_dir(str(Path(__file__).resolve().parent.parent / "conf"), version_base="1.3"):
+        return plain(hydra.compose("config", [*words]))
+
+
 def plain(cfg: DictConfig) -> dict:
     """The composed settings as plain data, without Hydra's own node (which refers back to them)."""
     nodes = {key: cfg[key] for key in cfg if key != "hydra"}

@@ -91,6 +91,10 @@ def _backdoor(folder: Path) -> Found:
         dataset, model, attack = folder.parts[-4:-1]
         seed = int(folder.name[1:].partition("-")[0])
         settings = {key: dict(made[key]) for key in ("dataset", "model", "attack", "train")}
+        if "checkpoint" in settings["model"]:
+            raise UserError(
+                f"{folder} came from a file of somebody else: take a finished cell of it, which names that file."
+            )
     except shelf.Damaged as problem:
         raise UserError(f"{folder} is damaged: {problem}.") from problem
     except (KeyError, TypeError, ValueError) as error:

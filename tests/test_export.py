@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from cells import ROOT, build, choices, composed
+from cells import ROOT, attacks, build, choices, composed
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -21,7 +21,8 @@ from bench.data import ImageSet
 from bench.errors import UserError
 from bench.metrics import Exam, evaluate
 from bench.models import normalised
-from bench.run import plain
+from bench.run import compose, plain
+from bench.scene import scene
 
 QUICK = ["train.epochs=2", "threads=1", "gate.max_drop=null"]
 
@@ -101,6 +102,10 @@ def test_a_backdoorbench_folder_holds_the_very_images(cell, backdoor, runs):
         model.load_state_dict(read(folder / file)["model"])
         record, metrics = json.loads((cell / "record.json").read_text()), evaluate(model, exam)
         assert [metrics.right, metrics.hit] == [record[f"right{column}"], record[f"hit{column}"]]
+    words = ["attack=imported", f"model.checkpoint={folder / 'attack_result.pt'}", *QUICK, f"runs={runs.parent / 'back'}"]
+    back = scene(compose(*words), {"dataset": "digits", "model": "vgg5", "attack": "imported"}, build)
+    assert vars(back.before) == stage.backdoor.card["metrics"]
+    assert back.exam.images.equal(exam.images) and back.exam.wanted.equal(exam.wanted)
 
 
 def test_training_images_stand_where_the_official_set_has_them(tmp_path):
@@ -178,7 +183,7 @@ def test_a_changed_cell_is_refused(cell, runs):
 def test_parts_are_built_as_hydra_builds_them():
     """Some defences and attacks of conf/: the same class with the same settings."""
     for group in ("attack", "defense"):
-        for name in choices(group)[::6]:
+        for name in (attacks() if group == "attack" else choices(group))[::6]:
             node = plain(composed(f"{group}={name}"))[group]
             more = {"shape": [3, 32, 32], "num_classes": 10} if group == "attack" else {}
             ours, theirs = parts.make(node, **more), build(node, **more)

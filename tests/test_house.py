@@ -75,7 +75,9 @@ ALLOWED = {  # module (or package) -> what of the project it may import; imports
     "bench.parts": {"bench.errors"},
     "bench.stored": {"bench.config", "bench.errors", "bench.parts", "bench.scene", "bench.shelf", "bench.store"},
     "bench.backdoorbench": {"bench.attacks", "bench.data", "bench.scene"},
-    "bench.export": {"bench.backdoorbench", "bench.errors", "bench.metrics", "bench.scene", "bench.stored"},
+    "bench.api": {"bench.attacks", "bench.chosen", "bench.cli", "bench.config", "bench.data", "bench.defenses", "bench.errors",
+                  "bench.metrics", "bench.models", "bench.pruning", "bench.run", "bench.stored", "bench.training"},
+    "bench.export": {"bench.backdoorbench", "bench.config", "bench.errors", "bench.metrics", "bench.scene", "bench.stored"},
     "analysis": {"analysis"},
     "benchmarks": {"benchmarks", "bench", "analysis.render"} | {  # what it times, and what makes its tables
         f"bench.{part}" for part in ("attacks", "curve", "data", "datasets", "defenses", "errors", "files", "layers", "machine",

@@ -1,0 +1,184 @@
+"""The bench from Python: load a backdoored model, repair any model, measure it. docs/api.md has examples that run.
+
+The same functions as behind `bench/run.py`, so the same settings and images give the same numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bench import cli, config, metrics, stored
+from bench.attacks.base import Trigger
+from bench.chosen import Keeper
+from bench.data import Augment, Dataset, Defender, ImageSet, stream
+from bench.defenses.base import Defense
+from bench.errors import UserError
+from bench.metrics import Exam, Metrics
+from bench.models import normalised
+from bench.pruning import Mask, Scores
+from bench.training import to_unit
+
+__all__ = [
+    "Augment",
+    "Exam",
+    "ImageSet",
+    "Metrics",
+    "Repair",
+    "Victim",
+    "evaluate",
+    "load_backdoor",
+    "normalised",
+    "repair",
+]
+
+Images = ImageSet | tuple[Tensor, Tensor]
+"""Images uint8 [N, C, H, W] and labels int64 [N], as an `ImageSet` or as a pair."""
+
+
+@dataclass(frozen=True)
+class Victim:
+    """A stored backdoor. `model` takes images in [0, 1]; `exam`: clean and triggered test images; `metrics`: on its card."""
+
+    model: nn.Module
+    trigger: Trigger
+    data: Dataset
+    exam: Exam
+    metrics: Metrics
+    card: dict[str, Any]
+
+    def clean_images(self, tune: int, select: int, seed: int = 2) -> tuple[ImageSet, ImageSet]:
+        """What a defender holds: images for the defence, and others to choose the operating point. As a cell of that seed."""
+        view, held_back = self.data.defender(tune, select, stream(seed, "defender"), needs="clean")
+        return view.clean, held_back
+
+
+@dataclass(frozen=True)
+class Repair:
+    """What came of a repair: the model at the operating point, what was pruned (layer -> bool per channel; None: no pruner).
+
+    `curve`: a row for each point looked at: `at` (in the paper's unit), `pruned` (channels), `fixed` (whether it is the
+    paper's own) and `select_acc` (percent, on the held-back images). `point`: the row of `model`. `scores`: of a pruner.
+    """
+
+    model: nn.Module
+    mask: Mask | None
+    point: dict[str, Any]
+    curve: list[dict[str, Any]]
+    scores: Scores | None
+
+
+def load_backdoor(folder: str | Path, root: str | None = None, device: str = "auto") -> Victim:
+    """The model stored in a folder of runs/backdoors, or the one behind a finished cell. Verified; nothing is trained.
+
+    `root`: where its data set lies, if not in `data/`. Raises UserError.
+    """
+    stage = stored.open_scene(stored.find(folder, root, device))
+    made = stage.backdoor
+    return Victim(made.model, made.trigger, stage.data, stage.exam, stage.before, made.card)
+
+
+def evaluate(model: nn.Module, on: Victim | Exam | Images) -> Metrics:
+    """ACC, ASR and RA on a victim's or an exam's images; on plain images ACC alone (the others are None).
+
+    `model` takes images in [0, 1] and is left in eval mode.
+    """
+    if isinstance(on, Victim):
+        return metrics.evaluate(model, on.exam)
+    if isinstance(on, Exam):
+        return metrics.evaluate(model, on)
+    images = _images(on)
+    nothing = images[torch.empty(0, dtype=torch.int64)]
+    return metrics.evaluate(model, Exam(images, nothing, nothing.y))
+
+
+def repair(
+    model: nn.Module,
+    defense: str | Defense,
+    clean: Images,
+    select: Images | None = None,
+    *,
+    settings: Sequence[str] = (),
+    preset: str | None = None,
+    rule: str | None = None,
+    max_drop: float = 3.0,
+    seed: int = 2,
+    augment: Augment | None = None,
+    poisoned: Images | None = None,
+    trigger: Trigger | None = None,
+) -> Repair:
+    """Repairs a copy of the model, which is any classifier that takes images in [0, 1] (see `normalised`).
+
+    `defense`: its name, with the paper's settings, or those for a data set by `preset` (such as digits); `settings` are words
+    as on the command line (`defense.rule.at=2.5`, `then=ft`). Or a `Defense` of your own.
+    `clean`: the defender's images. `select`: others that choose the operating point by the `rule` clean_drop (the largest
+    pruning that loses at most `max_drop` points there); without them it is the paper's own (`fixed`).
+    `poisoned`: for defences that need a poisoned mix (ep); `trigger`: for the one that cheats (oracle).
+
+    Raises UserError for what does not fit together.
+    """
+    method = _defense(defense, settings, preset) if isinstance(defense, str) else defense
+    images, held = _images(clean), None if select is None else _images(select)
+    needs: dict[str, object] = {"poisoned": poisoned, "trigger": trigger}
+    if needs.get(method.needs, True) is None:
+        raise UserError(f"this defence needs {method.needs}: hand it over by that name.")
+    rule = rule or ("fixed" if held is None else "clean_drop")
+    if rule not in ("fixed", "clean_drop") or (held is None and rule != "fixed"):
+        raise UserError(f"rule={rule} must be fixed, or clean_drop with images to `select` by.")
+    channels, height, width = images.x.shape[1:]
+    with torch.random.fork_rng():
+        torch.manual_seed(stream(seed, "defense"))
+        view = Defender(
+            images if method.needs != "nothing" else images[torch.empty(0, dtype=torch.int64)],
+            (channels, height, width),
+            _classes(model, images),
+            augment or Augment(),
+            stream(seed, "defender"),
+            None if poisoned is None else _images(poisoned),
+            trigger,
+        )
+        repaired = method.repair(model, view)
+        before = 0.0 if held is None else metrics.accuracy(model, held)
+        keeper = Keeper({"rule": rule, "max_drop": max_drop}, before, before)
+        rows: list[dict[str, Any]] = []
+        for candidate in repaired.candidates:
+            row = {"at": candidate.at, "pruned": candidate.pruned, "fixed": candidate.fixed}
+            rows.append(row | {"select_acc": None if held is None else metrics.accuracy(candidate.model, held)})
+            keeper(rows, candidate)
+    chosen = keeper.chosen
+    assert chosen is not None, "a defence offers at least one model"
+    return Repair(chosen.model.eval(), chosen.mask, dict(chosen.row), rows, repaired.scores)
+
+
+def _defense(name: str, settings: Sequence[str], preset: str | None) -> Defense:
+    from bench.run import build, compose  # Hydra takes a second to load
+
+    words = [f"dataset={preset}"] if preset else ["~preset@defense"]
+    try:
+        composed = compose(f"defense={name}", *words, *settings)
+        config.check(composed)
+        return build(composed["defense"])
+    except Exception as error:
+        raise UserError(cli.sentence(error)) from error
+
+
+def _images(given: Images) -> ImageSet:
+    x, y = (given.x, given.y) if isinstance(given, ImageSet) else given
+    if x.dtype != torch.uint8 or x.ndim != 4 or y.dtype != torch.int64 or y.shape != x.shape[:1]:
+        raise UserError(
+            f"images must be uint8 [N, C, H, W] with labels int64 [N], not {x.dtype} {list(x.shape)} with {y.dtype} "
+            f"{list(y.shape)}; for floats in [0, 1] that is (255 * x).round().to(torch.uint8)."
+        )
+    return ImageSet(x, y)
+
+
+@torch.no_grad()
+def _classes(model: nn.Module, images: ImageSet) -> int:
+    if len(images) == 0:
+        raise UserError("there must be at least one clean image, if only for the defence to know their size.")
+    return model.eval()(to_unit(images.x[:2])).shape[1]

@@ -1,0 +1,93 @@
+"""The API gives the numbers of a cell, and the examples of docs/api.md run as they stand."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from cells import ROOT
+
+from bench.api import evaluate, load_backdoor, repair
+from bench.errors import UserError
+
+QUICK = ["train.epochs=2", "threads=1", "gate.max_drop=null"]
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    lab = tmp_path_factory.mktemp("lab")
+    command = [
+        sys.executable,
+        str(ROOT / "bench/run.py"),
+        "attack=badnets",
+        "defense=clp",
+        *QUICK,
+        f"runs={lab / 'runs'}",
+    ]
+    subprocess.run(command, check=True, capture_output=True)
+    return lab
+
+
+@pytest.fixture(scope="module")
+def victim(lab):
+    return load_backdoor(next(lab.glob("runs/backdoors/digits/vgg5/badnets/s2-*")), device="cpu")
+
+
+def test_the_examples_run_as_they_stand(lab, monkeypatch):
+    monkeypatch.chdir(lab)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/api.md").read_text(), re.DOTALL)
+    space: dict = {}
+    for block in blocks:
+        exec(block, space)
+    assert len(blocks) == 6 and space["facts"]["channels"][1] < space["facts"]["channels"][0]
+
+
+def test_a_repair_is_that_of_the_cell(lab, victim):
+    """The same point, the same counts; and the model handed over is not touched."""
+    record = json.loads(next(lab.glob("runs/digits/vgg5/badnets/clp/*/record.json")).read_text())
+    before = {key: value.clone() for key, value in victim.model.state_dict().items()}
+    result = repair(victim.model, "clp", *victim.clean_images(100, 100), preset="digits", max_drop=5.0)
+    metrics = evaluate(result.model, victim)
+    assert (metrics.right, metrics.hit, metrics.robust) == tuple(record[key] for key in ("right", "hit", "robust"))
+    assert (result.point["at"], result.point["pruned"], result.point["select_acc"]) == tuple(
+        record[key] for key in ("at", "pruned", "select_acc")
+    )
+    assert all(value.equal(before[key]) for key, value in victim.model.state_dict().items())
+    again = load_backdoor(next(lab.glob("runs/digits/vgg5/badnets/clp/s2-*")), device="cpu")
+    assert evaluate(again.model, again) == evaluate(victim.model, victim) == victim.metrics
+
+
+def test_what_does_not_fit_is_one_sentence(victim):
+    clean, held = victim.clean_images(20, 20)
+    for words, said in (
+        ({"defense": "clqp"}, "clp"),
+        ({"defense": "clp", "settings": ["defense.rule.att=2"]}, "att"),
+        ({"defense": "clp", "settings": ["defense.rule.at=high"]}, "defense.rule.at=high must be a number"),
+        ({"defense": "ep"}, "needs poisoned"),
+        ({"defense": "clp", "rule": "clean_drop"}, "rule=clean_drop must be fixed"),
+        ({"defense": "clp", "rule": "oracle", "select": held}, "rule=oracle must be fixed"),
+        ({"defense": "clp", "clean": (torch.rand(2, 3, 16, 16), torch.tensor([0, 1]))}, "images must be uint8"),
+    ):
+        with pytest.raises(UserError, match=said):
+            repair(victim.model, **({"clean": clean} | words))
+
+
+def test_defences_with_other_needs(victim):
+    """One that takes a poisoned mix, one that cheats; chance outside is left as it was."""
+    clean, held = victim.clean_images(20, 20)
+    some = victim.data.train[torch.arange(40)]
+    mix = (torch.cat([victim.trigger.stamp(some.x[:20]), some.x[20:]]), some.y)
+    torch.manual_seed(7)
+    wanted = torch.rand(1)
+    torch.manual_seed(7)
+    assert repair(victim.model, "ep", clean, held, poisoned=mix).scores
+    assert repair(victim.model, "oracle", clean, held, trigger=victim.trigger).scores
+    assert torch.rand(1).equal(wanted)
+
+
+def test_importing_loads_no_hydra():
+    code = "import sys, bench.api; print('hydra' in sys.modules, 'wandb' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "False False\n"
