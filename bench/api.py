@@ -156,13 +156,13 @@ def repair(
 
 
 def _defense(name: str, settings: Sequence[str], preset: str | None) -> Defense:
-    from bench.run import build, compose  # Hydra takes a second to load
+    from bench import run  # Hydra takes a second to load
 
     words = [f"dataset={preset}"] if preset else ["~preset@defense"]
     try:
-        composed = compose(f"defense={name}", *words, *settings)
-        config.check(composed)
-        return build(composed["defense"])
+        given = run.composed(f"defense={name}", *words, *settings)
+        config.check(given)
+        return run.build(given["defense"])
     except Exception as error:
         raise UserError(cli.sentence(error)) from error
 

@@ -79,6 +79,12 @@ def _cut(layer: Any, inside: Sequence[int] | None, outside: Sequence[int] | None
         setattr(layer, "in_features" if isinstance(layer, nn.Linear) else "in_channels", len(inside))
 
 
+def fits(model: nn.Module, shape: tuple[int, int, int], wanted: bool) -> None:
+    """Raises UserError, if a dense form is wanted, for a model whose data flow cannot be followed."""
+    if wanted:
+        follow(model.eval(), shape)
+
+
 def leave(folder: Path, model: nn.Module, shape: tuple[int, int, int]) -> dict[str, Any]:
     """Writes the dense form of the model, in place of one of an earlier run of this cell, and returns columns of the record.
 

@@ -1,9 +1,8 @@
 """The bench, on one page: compose -> data -> load or train the backdoor -> repair -> evaluate -> record.
 
-    python bench/run.py attack=badnets defense=clp                       one cell
-    python bench/run.py -m attack=badnets,blend defense=anp,rnp,clp      a sweep
-
-`python bench/run.py --help` says what can be chosen.
+python bench/run.py attack=badnets defense=clp                       one cell
+python bench/run.py -m attack=badnets,blend defense=anp,rnp,clp      a sweep
+python bench/run.py --help                                           what can be chosen
 """
 
 import logging
@@ -69,8 +68,7 @@ def run(cfg: DictConfig, settings: dict, folder: Path, names: Mapping) -> dict:
     # compose: every part that can be wrong is built before anything is trained
     identity = {key: names[key] for key in ("dataset", "model", "attack", "defense")}
     identity |= {"seed": cfg.seed, "id": config.run_id(settings)}
-    defense, tracker = build(cfg.defense), build(cfg.tracker)
-    check = build(cfg.check) if "check" in cfg else None
+    defense, tracker, check = (build(cfg.get(part)) for part in ("defense", "tracker", "check"))
 
     # data; load or train the backdoor, and the clean model that it is compared with
     stage = scene(settings, identity, build, defense)
@@ -79,35 +77,32 @@ def run(cfg: DictConfig, settings: dict, folder: Path, names: Mapping) -> dict:
     # repair, and evaluate every model it offers; keep the one at the operating point where there is more to do with it
     if check:
         check.fits(stage)
-    if cfg.make_dense:
-        dense.follow(backdoor.model, stage.data.shape)
+    dense.fits(backdoor.model, stage.data.shape, cfg.make_dense)
     made = repair(stage, defense, keep=bool(check or cfg.make_dense or config.saves(settings)))
 
     # record
     result = identity | {"data": stage.data.digest, "backdoor": backdoor.name, "needs": defense.needs}
     result |= record.before(before, made.select_before) | record.gate(names["attack"], before, stage.clean, cfg.gate)
     result |= record.points(made.rows, before, made.select_before, cfg.selection)
-    result |= {"clean_tune": len(made.defender.clean), "clean_select": len(made.select)}
-    result |= {"mix": len(made.defender.poisoned or ())}
+    mix = len(made.defender.poisoned or ())
+    result |= {"clean_tune": len(made.defender.clean), "clean_select": len(made.select), "mix": mix}
     result |= backdoor.card["poison"] | {"seconds_backdoor": backdoor.card["made"]["seconds"]}
     result |= record.cost(made.scores, made.seconds, made.total) | machine.environment(stage.device)
-    if made.chosen and cfg.make_dense:
-        result |= dense.leave(folder / "dense", made.chosen.model, stage.data.shape)
-    if made.chosen and check:
-        result |= check.columns(stage, made.chosen)
     precision = settings["train"].get("precision", "fp32")
-    repeat = verdict(stage.attack, backdoor, stage.data.train, precision)
-    result |= record.origin(backdoor, settings, repeat)
-    if made.chosen and config.saves(settings):
-        purified.leave(folder, made.chosen)
+    result |= record.origin(backdoor, settings, verdict(stage.attack, backdoor, stage.data.train, precision))
+    if made.chosen:
+        result |= dense.leave(folder / "dense", made.chosen.model, stage.data.shape) if cfg.make_dense else {}
+        result |= check.columns(stage, made.chosen) if check else {}
+        if config.saves(settings):
+            purified.leave(folder, made.chosen)
     record.write(folder, result, made.rows, made.scores)
     tracker.log(folder, settings, result, made.rows, made.scores)
     return result
 
 
-def compose(*words: str) -> dict:
+def composed(*words: str) -> dict:
     """The settings that these words make on the command line, as plain data; for `bench.api`."""
-    with hydra.initialize_config_dir(str(Path(__file__).resolve().parent.parent / "conf"), version_base="1.3"):
+    with hydra.initialize(config_path="../conf", version_base="1.3"):
         return plain(hydra.compose("config", [*words]))
 
 

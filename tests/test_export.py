@@ -21,7 +21,8 @@ from bench.data import ImageSet
 from bench.errors import UserError
 from bench.metrics import Exam, evaluate
 from bench.models import normalised
-from bench.run import compose, plain
+from bench.run import composed as typed
+from bench.run import plain
 from bench.scene import scene
 
 QUICK = ["train.epochs=2", "threads=1", "gate.max_drop=null"]
@@ -102,8 +103,13 @@ def test_a_backdoorbench_folder_holds_the_very_images(cell, backdoor, runs):
         model.load_state_dict(read(folder / file)["model"])
         record, metrics = json.loads((cell / "record.json").read_text()), evaluate(model, exam)
         assert [metrics.right, metrics.hit] == [record[f"right{column}"], record[f"hit{column}"]]
-    words = ["attack=imported", f"model.checkpoint={folder / 'attack_result.pt'}", *QUICK, f"runs={runs.parent / 'back'}"]
-    back = scene(compose(*words), {"dataset": "digits", "model": "vgg5", "attack": "imported"}, build)
+    words = [
+        "attack=imported",
+        f"model.checkpoint={folder / 'attack_result.pt'}",
+        *QUICK,
+        f"runs={runs.parent / 'back'}",
+    ]
+    back = scene(typed(*words), {"dataset": "digits", "model": "vgg5", "attack": "imported"}, build)
     assert vars(back.before) == stage.backdoor.card["metrics"]
     assert back.exam.images.equal(exam.images) and back.exam.wanted.equal(exam.wanted)
 
