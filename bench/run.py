@@ -84,8 +84,7 @@ def run(cfg: DictConfig, settings: dict, folder: Path, names: Mapping) -> dict:
     result = identity | {"data": stage.data.digest, "backdoor": backdoor.name, "needs": defense.needs}
     result |= record.before(before, made.select_before) | record.gate(names["attack"], before, stage.clean, cfg.gate)
     result |= record.points(made.rows, before, made.select_before, cfg.selection)
-    mix = len(made.defender.poisoned or ())
-    result |= {"clean_tune": len(made.defender.clean), "clean_select": len(made.select), "mix": mix}
+    result |= made.images
     result |= backdoor.card["poison"] | {"seconds_backdoor": backdoor.card["made"]["seconds"]}
     result |= record.cost(made.scores, made.seconds, made.total) | machine.environment(stage.device)
     precision = settings["train"].get("precision", "fp32")

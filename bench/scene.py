@@ -73,6 +73,12 @@ class Outcome:
     total: float
     chosen: Chosen | None
 
+    @property
+    def images(self) -> dict[str, int]:
+        """How many images there were, as columns of the record."""
+        given = self.defender
+        return {"clean_tune": len(given.clean), "clean_select": len(self.select), "mix": len(given.poisoned or ())}
+
 
 def scene(settings: Mapping[str, Any], names: Mapping[str, str], build: Build, defense: Defense | None = None) -> Scene:
     """Loads or trains the backdoor, and the clean model that it is compared with (unless `gate.max_drop` is null).
