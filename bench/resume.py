@@ -77,14 +77,23 @@ class Part:
                     signal.signal(number, self.note)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
+        self.let_go()
+        if kind is None:
+            self.obey()
+
+    def let_go(self) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
         self.before = {}
 
     def note(self, number: int, frame: object) -> None:
         self.caught.append(number)
-        self.__exit__()
+        self.let_go()
+
+    def obey(self) -> None:
+        while self.caught:
+            signal.raise_signal(self.caught.pop())
 
     def due(self) -> bool:
         if self.keep is None:
@@ -113,9 +122,9 @@ class Part:
         for path in old:
             path.unlink(missing_ok=True)
         self.keep.last = time.monotonic()
-        while self.caught:
+        if self.caught:
             log.info("told to stop: this training goes on from here when the same command is given again.")
-            signal.raise_signal(self.caught.pop())
+            self.obey()
 
     def finish(self, place: Mapping[str, Any]) -> None:
         """Keeps the end of this training where that is worth it."""

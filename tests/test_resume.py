@@ -129,3 +129,9 @@ def test_a_signal_is_obeyed_at_the_end_of_the_step_with_the_state_kept(blow, few
         assert signal.getsignal(blow) is obey
     finally:
         signal.signal(blow, before)
+
+
+def test_no_signal_is_lost_where_no_step_is_left(few, tmp_path):
+    with pytest.raises(KeyboardInterrupt), resume.Part(resume.Keep(tmp_path, None, torch.device("cpu"))):
+        signal.raise_signal(signal.SIGINT)
+        assert not list(tmp_path.iterdir())
