@@ -19,6 +19,7 @@ from test_bench import bench, records
 from bench import config
 from bench.attacks.badnets import CHECKER
 from bench.backdoorbench import write as export_backdoorbench
+from bench.cli import words
 from bench.data import stream
 from bench.errors import UserError
 from bench.metrics import accuracy
@@ -322,8 +323,8 @@ def test_a_suspicious_model_is_purified(forms, direct, tmp_path):
     """What is unknown is said to be, never 0; the weights written are those that were measured, and say what was pruned."""
     file, _ = forms("plain")
     runs, before = tmp_path / "runs", set(tmp_path.iterdir())
-    words = ["attack=unknown", f"model.checkpoint={file}", "defense=clp", "threads=1", f"runs={runs}"]
-    status, said = bench(*words)
+    typed = ["attack=unknown", f"model.checkpoint={file}", "defense=clp", "threads=1", f"runs={runs}"]
+    status, said = bench(*typed)
     assert status == 0, said
     assert said.count("unknown") > 6 and "ASR and RA unknown" in said
     (record,) = records(runs)
@@ -350,8 +351,21 @@ def test_a_suspicious_model_is_purified(forms, direct, tmp_path):
         assert again.before.acc == record["acc"], "what was written can be read again"
     assert set(tmp_path.iterdir()) - before == {runs, tmp_path / "again"}
     (folder / "purified.pt").unlink(), (folder / "purified.safetensors").unlink()
-    assert "done already" not in bench(*words)[1] and (folder / "purified.pt").exists(), (
+    assert "done already" not in bench(*typed)[1] and (folder / "purified.pt").exists(), (
         "what was lost is written again"
     )
-    status, said = bench(*words)
+    status, said = bench(*typed)
     assert status == 0 and "done already" in said and len(records(runs)) == 1
+
+
+@pytest.mark.parametrize(
+    ("typed", "added"),
+    [
+        ("attack=unknown dataset.root=DIR", True),
+        ("dataset=cifar10 dataset.root=DIR", False),
+        ("experiment=clp dataset.root=DIR", False),
+        ("-m attack=unknown", False),
+    ],
+)
+def test_a_folder_for_a_data_set_is_an_image_folder(typed, added):
+    assert words(typed.split()) == [*typed.split(), *(["dataset=imagefolder"] if added else [])]
