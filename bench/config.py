@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from analysis.operating_point import SENTENCES
@@ -90,8 +90,17 @@ def check(config: dict[str, Any], path: str = "", allow: Sequence[str] = ()) -> 
             raise UserError(f"selection.rule={value} is unknown: {nearest(str(value), SENTENCES)}")
         if here == "retry" and value not in ("failed", "never"):
             raise UserError(f"retry={value} is unknown: failed (cells that failed are tried again) or never.")
-        if isinstance(value, dict):
-            check(value, here, allow)
+        for node in _nodes(value):
+            check(node, here, allow)
+
+
+def _nodes(value: Any) -> Iterator[dict[str, Any]]:
+    """The nodes below: the value itself, or those in a list."""
+    if isinstance(value, dict):
+        yield value
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _nodes(item)
 
 
 def check_workers(workers: int, launcher: str) -> None:

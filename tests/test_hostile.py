@@ -32,7 +32,8 @@ TARGETS = [
     "torch.load", "joblib.load", "numpy.load", "torch.hub.load", "pathlib.Path.write_text", "shutil.rmtree", "runpy.run_path",
     "importlib.import_module", "webbrowser.open", "hydra.utils.instantiate", "logging.os.system", "ctypes.CDLL",
     "bench.files.write", "bench.files.os.system", "bench.store.shutil.rmtree", "bench.datasets.np.load", "bench.cell.read",
-    "bench.attacks.patterns.torch.load", "bench.models.torch.load", "bench.datasets._split", "bench.run.main", "bench",
+    "bench.attacks.patterns.torch.load", "bench.models.torch.load", "bench.datasets._split",
+    "bench.datasets.unpacked", "bench.tracking.Path", "bench.board.UserError", "bench.run.main", "bench",
     "${attack.name}", "bench.models.${oc.env:HOME}", "", 7, ["os.system"],
 ]  # fmt: skip
 """What a part of a config must not be: code of others, and what the bench's modules import or do for themselves."""
@@ -115,7 +116,7 @@ def test_a_config_builds_the_benchs_parts_only(target, mark):
     for place in ({"model": {"_target_": target}}, {"defense": {"rule": [{"_target_": target}]}}):
         with pytest.raises(UserError, match="is nothing that a config may name"):
             trust.check(place, [])
-            config.check(place["model"], "model")
+            config.check(place.get("model", place.get("defense")), "model" if "model" in place else "defense")
 
 
 def test_what_only_the_command_line_may_say(mark):

@@ -110,15 +110,17 @@ one_core="hydra.launcher.cpus_per_task=1 hydra.launcher.mem_gb=1 hydra.launcher.
 LAUNCHER_WORDS=$one_core PYTHON=$python bash "$repo/tests/launchers.sh" "$into" submitit_slurm
 
 # a job that is cancelled: the others go on, the sweep ends, says so, and the same command runs what is missing
-words=(launcher=submitit_slurm attack=none seed=11 threads=1 gate.max_drop=null train.epochs=2 "runs=$into/cancelled" $one_core hydra.launcher.name=cancelled)
+words=(launcher=submitit_slurm attack=none seed=11 threads=1 gate.max_drop=null train.epochs=100 "runs=$into/cancelled" $one_core hydra.launcher.name=cancelled)
 log=$into/cancelled.log
 "$python" bench/run.py "${words[@]}" defense=none,clp > "$log" 2>&1 & sweep=$!
 for _ in $(seq 240); do job=$(squeue -h -r -t RUNNING --name=cancelled -o %i | tail -n 1); [ -n "$job" ] && break; sleep 0.25; done
-sleep 3   # one that is cancelled before it is in the accounting is waited for for ever
+for _ in $(seq 40); do sacct -n -X -j "$job" -o state | grep -q RUNNING && break; sleep 0.25; done   # else it is waited for for ever
 scancel "$job"
 status=0; wait "$sweep" || status=$?
+for _ in $(seq 1200); do [ -z "$(squeue -h -r --name=cancelled)" ] && break; sleep 0.5; done   # the others go on without it
 cells=$(find "$into/cancelled" -name record.json | wc -l)
 [ "$status" = 1 ] && [ "$cells" = 1 ] && grep -q "error: a job ended without a result" "$log" \
   || { echo "after scancel $job: exit status $status, $cells cells"; tail -n 5 "$log"; exit 1; }
 "$python" bench/run.py "${words[@]}" defense=none,clp >> "$log" 2>&1
-echo "scancel: noticed; $(find "$into/cancelled" -name record.json | wc -l) of 2 cells after the same command again"
+[ "$(find "$into/cancelled" -name record.json | wc -l)" = 2 ] || { echo "the same command again did not finish:"; tail -n 5 "$log"; exit 1; }
+echo "scancel: said, the other cell kept, and the same command ran the one that was missing"
