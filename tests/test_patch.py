@@ -1,8 +1,13 @@
-"""Where a patch lies and how large it is."""
+"""Where a patch lies and how large it is, and that only what it covers is computed."""
 
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bench.attacks.badnets import patch
+from bench.attacks.base import Trigger
+from bench.attacks.patterns import Overlay
 from bench.errors import UserError
 
 
@@ -22,3 +27,14 @@ def test_size_and_distance(name, side, size, distance, first, last):
 def test_a_patch_that_does_not_fit(size, distance):
     with pytest.raises(UserError, match=rf"attack\.distance={distance} puts a patch of {size} outside the 8x8"):
         patch("square", (3, 8, 8), distance, 0, size)
+
+
+@given(seed=st.integers(0, 10**6), share=st.sampled_from([0.0, 0.02, 0.3, 1.0]), alpha=st.sampled_from([0.1, 0.2, 1.0]))
+def test_what_the_mask_leaves_out_is_not_computed_and_nothing_differs(seed, share, alpha):
+    rng = torch.Generator().manual_seed(seed)
+    x = torch.randint(256, (5, 3, 9, 9), generator=rng, dtype=torch.uint8)
+    mask = torch.rand(1, 9, 9, generator=rng, dtype=torch.float64)
+    mask[torch.rand(1, 9, 9, generator=rng) >= share] = 0
+    trigger = Overlay(torch.randint(256, (3, 9, 9), generator=rng), mask, alpha, 10, 0, "all2one")
+    given_away = x.clone()
+    assert trigger.stamp(x).equal(Trigger.stamp(trigger, x)) and x.equal(given_away)

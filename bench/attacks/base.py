@@ -54,6 +54,8 @@ class Trigger(nn.Module):
     """Whether nothing is put on an image because the image itself is the trigger (an attack on chosen test images)."""
     at_once: ClassVar[int] = 2**24
     """How many pixel values `stamp` works on at a time: 5,461 images of 3x32x32, 111 of 3x224x224."""
+    pointwise: ClassVar[bool] = False
+    """Whether each value is computed by itself: then on the CPU only as many are taken at a time as its cache holds."""
 
     def __init__(self, num_classes: int, target: int = 0, labels: str = "all2one", rounding: str = "truncate") -> None:
         super().__init__()
@@ -99,7 +101,8 @@ class Trigger(nn.Module):
 
         Clipped, then truncated (as nearly every reference does) or rounded to `nearest`.
         """
-        out, chunk = [], max(1, self.at_once // x.shape[1:].numel())
+        at_once = 2**17 if self.pointwise and x.device.type == "cpu" else self.at_once
+        out, chunk = [], max(1, at_once // x.shape[1:].numel())
         for part, *rows in zip(*(t.to(x.device).split(chunk) for t in (x, *drawn)), strict=True):
             pixels = self(part.to(self.dtype), *rows).clamp(0, 255)
             out.append((pixels.round() if self.rounding == "nearest" else pixels).to(torch.uint8))

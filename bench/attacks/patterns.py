@@ -20,6 +20,7 @@ class Overlay(Trigger):
     `mask`: [1 or C, H, W], 0..1.
     """
 
+    pointwise = True
     pattern: Tensor
     mask: Tensor
 
@@ -35,10 +36,24 @@ class Overlay(Trigger):
         mask, share = self.mask.to(x.dtype), (self.alpha * self.pattern).to(x.dtype)
         return (1 - mask) * x + mask * ((1 - self.alpha) * x + share)
 
+    @torch.no_grad()
+    def stamp(self, x: Tensor, *drawn: Tensor) -> Tensor:
+        """As every trigger's; only the rectangle that the mask touches is computed, since elsewhere x' = x to the last bit."""
+        touched = self.mask.any(0).nonzero()
+        if drawn or len(touched) == 0:
+            return super().stamp(x, *drawn)
+        (top, left), (bottom, right) = touched.amin(0).tolist(), touched.amax(0).tolist()
+        box = (..., slice(top, bottom + 1), slice(left, right + 1))
+        patch = Overlay(self.pattern[box], self.mask[box], self.alpha, self.num_classes, self.target, self.labels)
+        patch.rounding, out = self.rounding, x.clone()
+        out[box] = super(Overlay, patch).stamp(x[box])
+        return out
+
 
 class Additive(Trigger):
     """x' = x + pattern, in pixel values; `pattern`: [C or 1, H, W], may be negative."""
 
+    pointwise = True
     pattern: Tensor
 
     def __init__(self, pattern: Tensor, num_classes: int, target: int, labels: str) -> None:
