@@ -113,8 +113,9 @@ def state(found: Sequence[dict[str, Any]], cells: int | None, elapsed: float) ->
     parts = [f"{failed} failed"] if failed else []
     worked = [note["seconds"] for note in found if note["state"] == "done"]
     if cells and worked and (left := cells - len(found)) > 0:
-        low, high = (duration(seconds) for seconds in remaining(worked, left, elapsed))
-        parts.append(f"{low} to {high} left" if low != high else f"{low} left")
+        least, most = remaining(worked, left, elapsed)
+        low, high = duration(least), duration(most)
+        parts.append(f"{high} left" if low == high else f"up to {high} left" if least < 1 else f"{low} to {high} left")
     return ", ".join(parts)
 
 

@@ -69,6 +69,7 @@ def test_the_rest_of_the_time_is_honest():
     assert sweep.remaining([10.0, 10.0], 3, 10.0) == pytest.approx((15, 15))  # two side by side
     note = {"state": "done", "seconds": 60.0}
     assert sweep.state([note, note, {"state": "failed"}, {"state": "passed"}], 5, 120.0) == "1 failed, 60 s left"
+    assert sweep.state([note], 3, 60.0) == "up to 17 min left"  # one cell tells little
     assert sweep.state([{"state": "passed", "seconds": 0.1}], 5, 1.0) == ""  # nothing was worked on: nothing is known
 
 
