@@ -17,9 +17,11 @@ from analysis.schema import AXES, read_text
 CONFIG_LIMIT = 1 << 16  # YAML is slow to read
 PARTS = {"dataset": "dataset", "model": "model", "train": "model", "attack": "attack"}
 """Which axis of a table a part of the config belongs to; every other part is the defence's."""
-HOW = {"seed", "device", "threads", "workers", "retry", "allow", "tracker", "runs", "checkpoint", "save"}
+HOW = {"seed", "device", "resident", "threads", "workers", "retry", "allow", "tracker", "runs", "checkpoint", "save"}
 """What two cells with the same settings may differ in."""
-LATER = (("model.checkpoint", None),)
+CARRIED_OUT = {"compile", "fused"}
+"""The same, in whatever part of the config."""
+LATER = (("model.checkpoint", None), ("make_dense", False))
 """Settings that cells of an earlier version lack, with the value that means the same."""
 PART = re.compile(r"(?m)^(?=[A-Za-z_]+:)")
 
@@ -62,7 +64,7 @@ def flatten(node: Mapping[Any, Any], path: str = "") -> Iterator[tuple[str, str]
         if isinstance(value, dict):
             yield from flatten(value, here)
         else:
-            if (here, value) not in LATER:
+            if (here, value) not in LATER and key not in CARRIED_OUT:
                 yield here, as_text(value)
 
 

@@ -171,6 +171,16 @@ def test_every_method_file_has_its_config_and_paper():
                 assert "Departures:" in (ast.get_docstring(ast.parse(path.read_text())) or ""), path
 
 
+def test_tables_set_apart_what_the_bench_tells_apart():
+    """A cell's id and a row's settings leave out the same things, so that a new setting splits no table."""
+    from analysis import settings
+    from bench import config
+
+    assert settings.HOW == config.HOW | {"seed"}
+    assert settings.CARRIED_OUT == config.CARRIED_OUT
+    assert dict(settings.LATER) == config.LATER | {"model.checkpoint": None}
+
+
 def test_files_stay_short():
     for path in SOURCES:
         lines = len(path.read_text().splitlines())
