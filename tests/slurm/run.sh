@@ -26,6 +26,10 @@ controller=$(free) node=$(free) accounting=$(free) database=$(free)
 host=$(hostname -s)
 
 stop() { # what was started here and nothing else, the last first
+  if [ -s "$place/slurmctld.pid" ]; then   # a job outlives the daemons
+    scancel --quiet --user=root 2> /dev/null || true
+    for _ in $(seq 120); do [ -z "$(squeue -h 2> /dev/null)" ] && break; sleep 0.5; done
+  fi
   for name in slurmd slurmctld slurmdbd mariadb munged; do
     local pid; pid=$(cat "$place/$name.pid" 2> /dev/null) || continue
     kill "$pid" 2> /dev/null || true
