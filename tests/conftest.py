@@ -1,4 +1,9 @@
-"""The options of the test suite."""
+"""The options of the test suite, and what it needs of the process that it is started in."""
+
+import signal
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job: no child of it could be interrupted
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser):
