@@ -50,8 +50,16 @@ def run(root: Path, first: int) -> None:
             note(root, "begin", model, defence)
             card = shelf.obtain(root / f"models/m{model}", "training", lambda m=model: train(root, m), fill)
             files.write(folder / "curve.csv", f"at,acc\n1,{model * 10 + defence}\n" * 50)
-            numbers = dict.fromkeys(("acc_before", "asr", "asr_before", "ra", "ra_before", "seconds", "seconds_curve"), 1.0)
-            names = {"schema": cell.SCHEMA, "attack": f"a{model}", "defense": f"d{defence}", "seed": 0, "channels": None}
+            numbers = dict.fromkeys(
+                ("acc_before", "asr", "asr_before", "ra", "ra_before", "seconds", "seconds_curve"), 1.0
+            )
+            names = {
+                "schema": cell.SCHEMA,
+                "attack": f"a{model}",
+                "defense": f"d{defence}",
+                "seed": 0,
+                "channels": None,
+            }
             record = names | numbers | {"acc": model * 10 + defence, "steps": card["steps"]}
             files.publish(folder / "record.json", json.dumps(record))
             note(root, "end", model, defence)
