@@ -35,7 +35,10 @@ SERVER.set_forkserver_preload(
 
 
 def bench(*words: str) -> tuple[int, str]:
-    """(exit status, everything it printed). A process of its own, forked from one that has loaded torch but run nothing."""
+    """(exit status, everything it printed). A process of its own, forked from one that has loaded torch but run nothing.
+
+    For what has children of its own (parallel launchers) there is `start`.
+    """
     with tempfile.NamedTemporaryFile("r") as said:
         process = SERVER.Process(target=as_typed, args=(words, said.name))
         process.start()
