@@ -11,7 +11,7 @@ import pytest
 import torch
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 from submitit.core.utils import FailedJobError
-from test_bench import bench, records, start
+from test_bench import alone, bench, records
 
 from bench import cli, config, machine, sweep
 from bench.errors import UserError
@@ -77,9 +77,8 @@ def test_launchers_are_presets_that_change_no_cell(tmp_path):
     """`launcher=joblib` is a sweep by itself; the cells are those of a plain run, and a finished one is not run again."""
     words = ["attack=none", "defense=none", "train.epochs=1", "threads=1", f"runs={tmp_path}"]
     assert bench(*words)[0] == 0
-    process = start("launcher=joblib", "workers=2", *words, "defense=none,clp", "attack.target=0,99")
-    said = "".join(process.communicate(timeout=300))
-    assert process.returncode == 1 and said.count("done already") == 1 and "2 of 4 cells failed" in said, said
+    status, said = alone("launcher=joblib", "workers=2", *words, "defense=none,clp", "attack.target=0,99")
+    assert status == 1 and said.count("done already") == 1 and "2 of 4 cells failed" in said, said
     assert "and 1 more: attack.target=99 does not exist" in said and "Traceback" not in said
     (error, _) = tmp_path.rglob("error.txt")
     assert "Traceback" in error.read_text() and "target: 99" in (error.parent / ".hydra/config.yaml").read_text()
