@@ -48,8 +48,13 @@ def same_sets(theirs: official.Pruned, ours: official.Pruned, what: str) -> str:
 
 def at_threshold(theirs: Scores, mine: Scores, k: float, edge: float) -> int:
     """How many channels only one side prunes; AssertionError for one that is farther than `edge` from its layer's threshold."""
-    one, other, found = ZScore(k).mask(theirs, k), ZScore(k).mask(mine, k), 0
-    for layer, score in theirs.items():
+    return close_calls(ZScore(k).mask(theirs, k), ZScore(k).mask(mine, k), theirs, k, edge)
+
+
+def close_calls(one: Mask, other: Mask, scores: Scores, k: float, edge: float) -> int:
+    """The same of two masks, by these scores."""
+    found = 0
+    for layer, score in scores.items():
         differ = one[layer] != other[layer]
         off = (score - (score.mean() + k * score.std())).abs()[differ]
         assert (off <= edge).all(), (
@@ -57,6 +62,11 @@ def at_threshold(theirs: Scores, mine: Scores, k: float, edge: float) -> int:
         )
         found += int(differ.sum())
     return found
+
+
+def bin_edge(images: int) -> float:
+    """By how much an entropy changes when rounding puts two values on the other side of a bin's edge."""
+    return 2 * math.log(images) / images
 
 
 def clp_defense(points: tuple[float, ...] = ()) -> CLP:
@@ -129,9 +139,7 @@ def ep_entropy(setting: Setting) -> Row:
         theirs = {layer: -s for layer, s in results["official"].items()}
         mine = {layer: -s for layer, s in results["ours"].items()}
         gap = max(float((theirs[layer] - mine[layer]).abs().max()) for layer in mine)
-        edge = (
-            2 * math.log(setting.size.mix) / setting.size.mix
-        )  # two values that rounding puts on the other side of an edge
+        edge = bin_edge(setting.size.mix)
         assert gap <= edge, f"an entropy differs by {gap:.3f}"
         close = [at_threshold(theirs, mine, k, edge) for k in (1.0, 2.0, 3.0)]
         but = f" but for {', '.join(map(str, close))} that lie at the threshold" if any(close) else ""
@@ -155,7 +163,10 @@ def ep(setting: Setting) -> Row:
         return mask, prune(net, mask, defense.zeroes)
 
     def check(results: Mapping[str, Any]) -> str:
-        return same_sets(results["official"], sets(results["ours"][0]), "pruned at k = 3")
+        theirs, (mask, _), scores = results["official"], results["ours"], defense.score(net, view)
+        close = close_calls(as_mask(theirs, scores), mask, scores, 3.0, bin_edge(len(x)))
+        but = f" but for {close} at the threshold" if close else ""
+        return f"the same channels pruned at k = 3{but}: {total(theirs)} and {total(sets(mask))}"
 
     return Row("EP, whole call", f"ResNet-18 width {setting.size.width}, {setting.size.mix} images",
                {"official": lambda: official.ep(copy.deepcopy(net), x, 3.0), "ours": ours}, check, (Goal("ours", 3.0),),
