@@ -27,6 +27,7 @@ def test_a_published_table_composes(experiment, scale, attack, defense):
     assert chosen["dataset"]["name"] == "CIFAR10"
     assert chosen["model"]["width"] == (16 if scale == "cpu" else 64)
     assert (chosen["train"]["epochs"] == 20) == (scale == "cpu")
+    assert (chosen["selection"]["stop"] is not None) == (scale == "cpu")
     assert chosen["clean"]["tune"] in (500, 2500, 5000)
 
 
@@ -38,3 +39,5 @@ def test_an_experiment_may_say_more_about_one_attack_or_defence():
     assert plain(composed("experiment=rnp_table1", "defense=anp"))["defense"]["mask"]["lr"] == 0.2
     small = plain(composed("experiment=rnp_table1", "scale=cpu", "attack=lira"))
     assert (small["attack"]["generator"], small["model"]["width"]) == ("autoencoder", 16)
+    quick = plain(composed("experiment=rnp_table1", "scale=cpu", "defense=anp"))["defense"]["mask"]
+    assert (quick["precision"], quick["iterations"]) == ("bf16", 2000)
