@@ -109,7 +109,12 @@ def conv_bn_pairs(model: nn.Module, shape: tuple[int, int, int], pairing: str = 
     weight = next(model.parameters())
     try:
         with torch.no_grad():
-            model.eval()(torch.zeros(1, *shape, device=weight.device, dtype=weight.dtype))
+            try:  # a batch of no images takes the same way and costs nothing
+                model.eval()(torch.zeros(0, *shape, device=weight.device, dtype=weight.dtype))
+            except Exception:  # whatever a network's own code says of none
+                written.clear()
+                read.clear()
+                model(torch.zeros(1, *shape, device=weight.device, dtype=weight.dtype))
     finally:
         model.train(training)
         for hook in hooks:

@@ -75,9 +75,9 @@ def predict(model: nn.Module, x: Tensor) -> Tensor:
     return torch.cat([model(part).argmax(1) for part in batches(x)])
 
 
-def batches(x: Tensor, size: int = 512) -> Iterator[Tensor]:
-    """uint8 images as a model takes them: float32 in [0, 1], channels last, `size` at a time."""
-    for part in x.split(size):
+def batches(x: Tensor, size: int | None = None) -> Iterator[Tensor]:
+    """uint8 images as a model takes them: float32 in [0, 1], channels last, `size` at a time (None: as suits the device)."""
+    for part in x.split(size or (512 if x.is_cuda else 128)):  # fewer stay in a CPU's cache from layer to layer
         yield to_unit(part).contiguous(memory_format=torch.channels_last)
 
 

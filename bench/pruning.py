@@ -46,7 +46,11 @@ class Rule:
         return level >= cut - 1e-9  # decimal steps such as 0.15 carry binary dust
 
     def mask(self, scores: Scores, at: float) -> Mask:
-        return {layer: self.inside(level, self.cut(at)) for layer, level in self.levels(scores).items()}
+        return self.at_levels(self.levels(scores), at)
+
+    def at_levels(self, levels: Scores, at: float) -> Mask:
+        """The mask at a number, of levels that are known already."""
+        return {layer: self.inside(level, self.cut(at)) for layer, level in levels.items()}
 
 
 class Threshold(Rule):
@@ -126,7 +130,7 @@ def apply(model: nn.Module, mask: Mask, zeroes: Iterable[str]) -> nn.Module:
             tensor = getattr(module, name)
             if tensor is not None:  # a LayerNorm may have no bias
                 with torch.no_grad():
-                    tensor[pruned.to(tensor.device)] = 0
+                    tensor.masked_fill_(pruned.to(tensor.device).view(-1, *[1] * (tensor.ndim - 1)), 0)
     return model
 
 
@@ -197,10 +201,11 @@ class Sweep:
 
     def masks(self, rule: Rule, scores: Scores) -> Iterator[tuple[float, Mask]]:
         """(number, mask) from few to many pruned channels, each larger than the last, and the paper's own point among them."""
-        found = [(float(rule.at), rule.mask(scores, rule.at))]
+        levels = rule.levels(scores)  # once for all points
+        found = [(float(rule.at), rule.at_levels(levels, rule.at))]
         if self.by == "number":
             total = sum(len(s) for s in scores.values())
             found += [by_rank(rule, scores, int(n)) for n in self.points if 0 < n <= total]
         else:
-            found += [(float(at), rule.mask(scores, at)) for at in self.points]
+            found += [(float(at), rule.at_levels(levels, at)) for at in self.points]
         yield from sorted(found, key=lambda point: count(point[1]))

@@ -55,12 +55,14 @@ def epoch_order(count: int, plan: Plan, seed: int, epoch: int) -> Tensor:
     return torch.randperm(count, generator=rng)
 
 
+@torch.no_grad()
 def sound(model: nn.Module, label: str) -> None:
     """Raises UserError, naming the tensor, if a weight or a statistic of the model is not finite."""
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
-    finite = torch.stack([tensor.isfinite().all() for tensor in tensors.values()]).tolist() if tensors else []
-    for name, good in zip(tensors, finite, strict=True):
-        if not good:
+    # A sum with one term that is not finite is not finite, and quickly made. It may overflow too: then each term is looked at.
+    finite = torch.stack([tensor.sum().isfinite() for tensor in tensors.values()]).tolist() if tensors else []
+    for (name, tensor), good in zip(tensors.items(), finite, strict=True):
+        if not good and not tensor.isfinite().all():
             raise UserError(f"{label}: the model's {name} is not finite; was its training sound? Train it again.")
 
 

@@ -49,6 +49,17 @@ def records(runs: Path) -> dict[str, tuple[float, dict[str, Any]]]:
     }
 
 
+def where(runs: Path, found: dict[str, tuple[float, dict[str, Any]]]) -> str:
+    """What the seconds of these cells went to, as their cards and records have it, and what took most."""
+    training = sum(json.loads(path.read_text())["made"]["seconds"] for path in runs.rglob("card.json"))
+    by_defense: dict[str, float] = {}
+    for _, record in found.values():
+        by_defense[record["defense"]] = by_defense.get(record["defense"], 0.0) + record["seconds"]
+    curves = sum(record["seconds_curve"] for _, record in found.values())
+    repairs = ", ".join(f"{name} {seconds:.3g} s" for name, seconds in by_defense.items())
+    return f"training {training:.3g} s, repairs {repairs}, curves {curves:.3g} s"
+
+
 def cells(quick: bool, threads: int | None) -> dict[str, Any]:
     """Facts of whole commands, with their goals; AssertionError if a warm sweep did any work again."""
     before = load()
@@ -57,7 +68,7 @@ def cells(quick: bool, threads: int | None) -> dict[str, Any]:
         runs = Path(folder)
         cold = command("-m", *demo, f"runs={runs}", threads=threads)
         first = records(runs)
-        trained = len(list(runs.rglob("card.json")))
+        trained, spread = len(list(runs.rglob("card.json"))), where(runs, first)
         warm = command("-m", *demo, f"runs={runs}", threads=threads)
         assert records(runs) == first, "the warm sweep wrote a record anew"
         assert len(list(runs.rglob("card.json"))) == trained, "the warm sweep trained again"
@@ -74,7 +85,7 @@ def cells(quick: bool, threads: int | None) -> dict[str, Any]:
               for name, text in (("finished", IMPORTS), ("all", ALL_IMPORTS))}  # fmt: skip
     facts = [
         fact(f"{len(first)} cells, cold", cold, None if quick else 25.0,
-             f"{trained} models trained (one per attack, and a clean one to compare with), imports included"),
+             f"{trained} models trained (one per attack, and a clean one to compare with), imports included; {spread}"),
         fact("the same, warm", warm, None if quick else 6.0, "all cells finished: nothing is trained or evaluated"),
         fact("one more cell", each, None if quick else 0.3,
              "Hydra, data, loading and verifying two models, one evaluation, files; no defence"),

@@ -90,7 +90,8 @@ def clp(setting: Setting) -> Row:
         return same_sets(results["official"], sets(results["ours"][0]), "pruned at u = 3")
 
     return Row("CLP, one call", f"ResNet-18 width {setting.size.width}", {"official": published, "ours": ours}, check,
-               (Goal("ours", 5.0),), "the Gram matrices and their eigenvalues; the kernels are only [C_in x 9]")  # fmt: skip
+               (Goal("ours", 5.0),),
+               "Gram matrices in double precision, their eigenvalues, and a copy of the network, which both make")  # fmt: skip
 
 
 @row
@@ -113,7 +114,7 @@ def clp_sweep(setting: Setting) -> Row:
 
     return Row(f"CLP, sweep of {len(POINTS)} u", f"ResNet-18 width {setting.size.width}; every pruned model made",
                {"official": lambda: official.clp_sweep(net, POINTS), "ours": ours}, check, (Goal("ours", 150.0),),
-               "one set of bounds, as in the single call, and one copy of the network",
+               "one set of bounds, as in the single call, one copy of the network, and a look whether all weights are finite",
                repeats=min(3, setting.size.repeats), warm_up=False)  # fmt: skip
 
 
@@ -146,7 +147,8 @@ def ep_entropy(setting: Setting) -> Row:
         return f"the same channels at k = 1, 2, 3{but}; entropies within {gap:.4f} (a value at a bin's edge)"
 
     return Row("EP, entropies", f"ResNet-18 width {setting.size.width}, {setting.size.mix} images, bins of 0.01",
-               {"official": published, "ours": ours}, check, (Goal("ours", 150.0),), "a search and a scatter of all values",
+               {"official": published, "ours": ours}, check, (Goal("ours", 150.0),),
+               "ten passes over all values, a scatter of them, and a logarithm for each bin",
                repeats=min(3, setting.size.repeats), warm_up=setting.size.small)  # fmt: skip
 
 

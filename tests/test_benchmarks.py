@@ -90,9 +90,10 @@ def test_a_warm_sweep_that_works_again_is_told(monkeypatch, again):
         runs = Path(next(word for word in words if word.startswith("runs=")).removeprefix("runs="))
         cell, trained = runs / "digits" / "cell", len(list(runs.rglob("card.json")))
         if not trained or (again and "defense=none" not in words):
-            for path, text in ((cell / "record.json", "{}"), (runs / f"backdoors/{trained}/card.json", "")):
+            record, card = {"defense": "anp", "seconds": 8.0, "seconds_curve": 0.5}, {"made": {"seconds": 7.0}}
+            for path, found in ((cell / "record.json", record), (runs / f"backdoors/{trained}/card.json", card)):
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(text)
+                path.write_text(json.dumps(found))
         return 1.0 + len(words)
 
     monkeypatch.setattr(cells, "command", fake)
@@ -101,7 +102,9 @@ def test_a_warm_sweep_that_works_again_is_told(monkeypatch, again):
         with pytest.raises(AssertionError, match="warm sweep"):
             cells.cells(True, None)
     else:
-        assert cells.cells(True, None)["trained"] == 1
+        found = cells.cells(True, None)
+        assert found["trained"] == 1
+        assert found["facts"][0]["note"].endswith("training 7 s, repairs anp 8 s, curves 0.5 s")
 
 
 # -- the page ----------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from torch import nn
 from bench.data import Augment, Defender, ImageSet
 from bench.errors import UserError
 from bench.models import normalised, resnet18, vgg
-from bench.training import Plan, fit, to_unit
+from bench.training import Plan, fit, sound, to_unit
 
 DEFENSES = choices("defense")
 CLASSES = 10
@@ -151,3 +151,13 @@ def test_an_error_of_ones_own_is_not_explained_away():
 
     with pytest.raises(ValueError, match="another matter"):
         fit(copy.deepcopy(network()), images(8), Plan(), seed=0, objective=objective)
+
+
+def test_a_model_is_sound_if_every_number_is_finite():
+    """Even if their sum is not; and one that is not is named."""
+    net = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    net[0].weight.data.fill_(3e38)
+    sound(net, "x")
+    net[1].running_var[2] = -torch.inf
+    with pytest.raises(UserError, match="running_var is not finite"):
+        sound(net, "x")

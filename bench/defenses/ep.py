@@ -57,9 +57,12 @@ def channel_entropy(values, width):
 def histogram_entropy(values, width):
     """Per row -sum p ln p, p being the share of its values inside each bin; values on a bin's edge are in none."""
     low, last = values.min(), int((values.max() - values.min()) / width)
-    bins = (
-        (values - low) / width
-    ).floor_()  # rounding may be off by one, so that each is held against the edges themselves
+    return torch.cat([_entropy(rows, low, last, width) for rows in values.split(64)])  # a few rows stay in the cache
+
+
+def _entropy(values, low, last, width):
+    # Rounding may put a value off by one bin, so that each is held against the edges themselves.
+    bins = (values - low).div_(width).floor_()
     bins -= (low + width * bins > values).float()
     bins += (low + width * (bins + 1) <= values).float()
     inside = (low + width * bins < values) & (bins < last)
