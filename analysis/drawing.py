@@ -40,6 +40,9 @@ STYLE: Any = {
 }
 EDGE: dict[str, Any] = {"markeredgecolor": "black", "markeredgewidth": 0.6}
 ACROSS = 4  # panels in a row
+ROOM = (0.12, 0.12, 0.12, 0.32)
+UNDER = 0.42
+"""Of panels that share the labels of the lowest: around each, and below all."""
 LETTER = 0.075  # inches, of a letter of the legend
 
 
@@ -89,6 +92,8 @@ class Page:
     stacked: int = 1  # axes above each other in one panel
     across: int = ACROSS
     line: bool = True
+    under: float = 0.0  # below the last row, for labels that all rows share
+    right: float = 0.1  # right of the last column
 
     def __post_init__(self) -> None:
         from matplotlib.figure import Figure
@@ -97,13 +102,13 @@ class Page:
         self.columns = max(1, min(self.count, self.across))
         self.rows = math.ceil(self.count / self.columns)
         self.cell = self.size[0] + left + right, self.size[1] + bottom + top
-        self.width = max(5.0, self.columns * self.cell[0] + self.margin + 0.1)
+        self.width = max(5.0, self.columns * self.cell[0] + self.margin + self.right)
         self.title = fill(f"{text(self.sheet.dataset)}, {text(self.sheet.model)}", int(self.width / 0.1))
         self.sentence = fill(self.below, int(self.width / 0.068))
         longest = max(map(len, self.legend), default=1)
         self.ncols = max(1, min(len(self.legend), int(self.width / (0.65 + longest * LETTER))))
         lines = math.ceil(len(self.legend) / self.ncols) if self.legend else 0
-        self.foot = 0.15 + 0.17 * (self.sentence.count("\n") + 1) + 0.19 * lines
+        self.foot = 0.15 + self.under + 0.17 * (self.sentence.count("\n") + 1) + 0.19 * lines
         self.head = 0.1 + 0.2 * (self.title.count("\n") + 1)
         self.height = self.foot + self.head + self.rows * self.cell[1]
         self.figure = Figure(figsize=(self.width, self.height))
@@ -113,7 +118,9 @@ class Page:
     def _legend(self) -> None:
         from matplotlib.lines import Line2D
 
-        self.figure.text(0.5, (self.foot - 0.05) / self.height, self.sentence, ha="center", va="top", fontsize=8)
+        self.figure.text(
+            0.5, (self.foot - self.under - 0.05) / self.height, self.sentence, ha="center", va="top", fontsize=8
+        )
         if self.legend:
             handles = [
                 Line2D([], [], color=c, marker=m, linestyle=line if self.line else "", **EDGE)
@@ -135,7 +142,7 @@ class Page:
         """Left, bottom, width and height in inches of each of the axes of one panel, the upper first."""
         row, column = divmod(place, self.columns)
         left, bottom, _, _ = self.room
-        x = (self.width - self.columns * self.cell[0] + self.margin) / 2 + column * self.cell[0] + left
+        x = (self.width - self.columns * self.cell[0] + self.margin - self.right) / 2 + column * self.cell[0] + left
         y = self.foot + (self.rows - 1 - row) * self.cell[1] + bottom
         gap = 0.1
         tall = (self.size[1] - gap * (self.stacked - 1)) / self.stacked
@@ -155,7 +162,8 @@ def save(figure: Figure, out: Path, name: str, kinds: Sequence[str]) -> list[str
     }
     for kind in kinds:
         data = io.BytesIO()
-        figure.savefig(data, format=kind, metadata=empty[kind], dpi=130)
+        fast: Any = {"pil_kwargs": {"compress_level": 3}} if kind == "png" else {}
+        figure.savefig(data, format=kind, metadata=empty[kind], dpi=130, **fast)
         write(out / f"{name}.{kind}", data.getvalue())
     return [f"{name}.{kind}" for kind in kinds]
 
