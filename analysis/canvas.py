@@ -1,15 +1,12 @@
 """Many panels of lines, markers and squares drawn as one: an artist per defence instead of one per panel, defence and metric.
 
-matplotlib takes milliseconds for each of its axes, ticks and lines, and half of one for each text; a sweep has thousands of them.
-So the numbers at the axes and in the squares are outlines of letters, a few dozen for a page, each placed where it occurs.
+matplotlib takes milliseconds for each of its axes, ticks and lines; a sweep has thousands of them.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -19,7 +16,6 @@ from analysis.sheets import Key
 
 MOST = 6000  # dots on the lines of a page: where there are more, they hide each other
 SLACK = 0.06  # how far outside of its panel a marker may be
-BLACK, WHITE = "black", "white"
 
 
 @dataclass(frozen=True)
@@ -61,58 +57,6 @@ def around(low: float, high: float) -> Scale:
     return Scale(low, high, {tick: f"{tick:g}" for tick in ticks})
 
 
-# -- letters -----------------------------------------------------------------------------------------------------------
-@lru_cache(maxsize=512)
-def letter(c: str) -> tuple[Any, Any, float]:
-    """Corners and codes of its outline, and how far the next one stands from it, all for a font of one inch."""
-    from matplotlib.font_manager import findfont, get_font
-    from matplotlib.ft2font import LoadFlags
-    from matplotlib.path import Path
-
-    font = get_font(findfont("DejaVu Sans"))
-    font.set_size(100, 72)
-    glyph = font.load_char(ord(c), flags=LoadFlags.NO_HINTING)
-    outline = Path(*font.get_path()).cleaned(curves=False)  # corners only: curves are slow
-    corners, codes = np.asarray(outline.vertices), np.asarray(outline.codes)
-    return corners[codes != Path.STOP] / 100, codes[codes != Path.STOP], glyph.linearHoriAdvance / 65536 / 100
-
-
-@dataclass
-class Letters:
-    """Texts of printable ASCII, at places in inches."""
-
-    places: dict[tuple[str, float, float, str], list[tuple[float, float]]] = field(default_factory=dict)
-
-    def add(self, x: float, y: float, text: str, size: float, ha: str, va: str, angle: float, colour: str) -> None:
-        """`ha`, `va`: which side of the text is at x, y, as matplotlib has it; `angle` in degrees."""
-        inch = size / 72
-        steps = [letter(c)[2] * inch for c in text]
-        along = {"left": 0.0, "center": -0.5, "right": -1.0}[ha] * sum(steps)
-        up = {"bottom": 0.0, "center": -0.365, "top": -0.73}[va] * inch  # capitals are 0.73 of the size high
-        cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
-        for c, step in zip(text, steps, strict=True):
-            spot = (x + along * cos - up * sin, y + along * sin + up * cos)
-            self.places.setdefault((c, size, angle, colour), []).append(spot)
-            along += step
-
-    def draw(self, ax: Any) -> None:
-        """On axes in inches."""
-        from matplotlib.collections import PathCollection
-        from matplotlib.path import Path
-        from matplotlib.transforms import Affine2D
-
-        for (c, size, angle, colour), spots in self.places.items():
-            corners, codes, _ = letter(c)
-            if len(corners):
-                turned = Affine2D().scale(size / 72).rotate_deg(angle).transform(corners)
-                drawn = PathCollection(
-                    [Path(turned, codes)], offsets=spots, offset_transform=ax.transData, facecolors=colour, edgecolors="none",
-                    zorder=4,
-                )  # fmt: skip
-                drawn.set_transform(ax.figure.dpi_scale_trans)
-                ax.add_collection(drawn, autolim=False)
-
-
 # -- the page ----------------------------------------------------------------------------------------------------------
 @dataclass
 class Canvas:
@@ -126,24 +70,9 @@ class Canvas:
     fronts: list[Any] = field(default_factory=list)
     grid: list[Any] = field(default_factory=list)
     sides: list[Any] = field(default_factory=list)
-    letters: Letters = field(default_factory=Letters)
 
     def __post_init__(self) -> None:
-        self.ax = self.page.figure.add_axes((0, 0, 1, 1))
-        self.ax.set_xlim(0, self.page.width)
-        self.ax.set_ylim(0, self.page.height)
-        self.ax.set_axis_off()
-
-    def text(
-        self, x: float, y: float, text: str, size: float = 8, ha: str = "center", va: str = "center", angle: float = 0,
-        colour: str = BLACK,
-    ) -> None:  # fmt: skip
-        if text.isascii():
-            self.letters.add(x, y, text, size, ha, va, angle, colour)
-        else:
-            self.ax.text(
-                x, y, text, fontsize=size, ha=ha, va=va, rotation=angle, rotation_mode="anchor", color=colour, zorder=4
-            )
+        self.ax, self.text = self.page.ax, self.page.text
 
     def panel(self, place: int, stacked: int, x: Scale, y: Scale, words: Mapping[str, str], last: bool) -> Panel:
         """`words`: title, left, below. Labels stand left of the first column, and below the `last` axes of a stack that has no
@@ -161,7 +90,7 @@ class Canvas:
                 self.text(x0 - 0.06, b, text, ha="right")
             self.text(x0 - 0.42, y0 + tall / 2, words.get("left", ""), 9, angle=90)
         if title := words.get("title", ""):
-            self.ax.text(x0 + wide / 2, y0 + tall + 0.06, title, ha="center", va="bottom")
+            self.page.title_above(box, title)
         return Panel(self, box, x, y)
 
     def squares(self, box: Sequence[float], values: Any, colours: Any, empty: str = "") -> None:
@@ -214,8 +143,7 @@ class Canvas:
                         scalex=False, scaley=False,
                     )  # fmt: skip
         self.ax.add_collection(LineCollection(self.sides, colors="black", linewidths=0.8, zorder=2.5), autolim=False)
-        self.letters.draw(self.ax)
-        return self.page
+        return self.page.finish()
 
 
 @dataclass(frozen=True)

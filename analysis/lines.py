@@ -21,8 +21,8 @@ def draw_counts(sheet: Sheet, points: pd.DataFrame, rule: str) -> Page | None:
     mean of 0 and 100 is nobody's ASR."""
     swept = points.groupby(["defense", "defense_settings"])["pruned"].max()
     look = {d: seen for d, seen in looks(sheet.defenses).items() if swept.get(d, 0) > 0}
-    points, below = thinned(points, look)
-    below += f" Large markers: the operating points by {rule}, of every seed. ACC: clean test images; ASR, RA: triggered ones."
+    points, said = thinned(points, look)
+    below = f"{said} Large markers: the operating points by {rule}. ACC: clean test images; ASR, RA: triggered ones."
     names = {name_of(sheet, d): seen for d, seen in look.items()}
     x = counting(float(points["pruned"].max()) if len(points) else 1.0)
     return pages(sheet, points, look, names, below, rule, x, "pruned", lambda defense, at: at, "pruned channels")
@@ -37,7 +37,7 @@ def draw_thresholds(sheet: Sheet, points: pd.DataFrame, rule: str) -> Page | Non
     points, said = thinned(points, look)
     below = (
         f"{said} Each defence's own threshold, from where it prunes least (left) to where it prunes most "
-        f"(right); both ends stand in the legend. Large markers: the operating points by {rule}, of every seed."
+        f"(right); both ends stand in the legend. Large markers: the operating points by {rule}."
     )
 
     def place(defense: Key, at: Any) -> Any:
@@ -61,6 +61,8 @@ def thinned(points: pd.DataFrame, look: Mapping[Key, Look]) -> tuple[pd.DataFram
 
     The one in the middle is that of a model, which no mean of curves is.
     """
+    if not len(points):
+        return points, ""
     points = points[[key in look for key in pairs(points, "defense")]]
     every = points.groupby([*PAIR, "seed"], sort=True)["asr"].mean().fillna(0.0).rename("level").reset_index()
     panels = every.groupby(["attack", "attack_settings"]).size()
@@ -100,7 +102,10 @@ def pages(
             [canvas.panel(i, j, x, percent(), words | {"title": t}, last=j == 2) for i, t in enumerate(titles)]
         )
     index = {attack: i for i, attack in enumerate(attacks)}
-    chosen = sheet.rows.reindex(columns=[*PAIR, f"{column}_{rule}", *(f"{metric}_{rule}" for metric in METRICS)])
+    chosen = sheet.rows.reindex(
+        columns=[*PAIR, "where", f"{column}_{rule}", *(f"{metric}_{rule}" for metric in METRICS)]
+    )
+    chosen = chosen[chosen["where"].isin(points["where"])]
     curves, marks = by_defense(points, index), by_defense(chosen[chosen[f"{column}_{rule}"].notna()], index)
     for defense in look:
         for j, metric in enumerate(METRICS):

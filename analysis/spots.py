@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.canvas import BLACK, WHITE, Canvas, Scale, around, mark, percent
+from analysis.canvas import Canvas, Scale, around, mark, percent
 from analysis.drawing import ACROSS, EDGE, ROOM, UNDER, Page, heading, looks, name_of, text
 from analysis.paper import took
 from analysis.render import plain
@@ -140,7 +140,7 @@ def numbered(canvas: Canvas, box: Box, values: Any, gone: Any, scale: Scale) -> 
         shown = f"({shown})" if gone[row][column] else shown
         size, dark = 6.5 if len(shown) < 6 else 5.5, scale(values[row, column]) > 0.55
         x, y = x0 + wide * (column + 0.5) / columns, y0 + tall * (rows - row - 0.5) / rows
-        canvas.text(x, y, shown, size, colour=WHITE if dark else BLACK)
+        canvas.text(x, y, shown, size, colour="white" if dark else "black")
 
 
 def named(
@@ -153,7 +153,7 @@ def named(
         canvas.text(x0 + wide * (i + 0.5) / len(names[0]), y0 - 0.06, name, size, ha="right", angle=90)
     for i, name in enumerate(names[1] if side else ()):
         canvas.text(x0 - 0.06, y0 + tall * (len(names[1]) - i - 0.5) / len(names[1]), name, 8, ha="right")
-    canvas.ax.text(x0 + wide / 2, y0 + tall + 0.07, title, fontsize=9, ha="center", va="bottom")
+    canvas.page.title_above(box, title)
 
 
 # -- cost --------------------------------------------------------------------------------------------------------------
@@ -173,22 +173,23 @@ def draw_cost(sheet: Sheet, points: pd.DataFrame, rule: str) -> Page | None:
         f"Seconds of the defence alone, {least:g} at least. DER 50: nothing gained."
     )
     names = {name_of(sheet, d): look[d] for d in dots}
-    page = Page(sheet, below, names, 1, (4.6, 2.9), line=False)
-    ax = page.panel(0)
-    ax.axhline(50, color="#888888", linewidth=1.0, linestyle=":")
+    page = Page(sheet, below, names, 1, (4.6, 2.9), ROOM, line=False, under=UNDER)
+    canvas = Canvas(page, look)
+    every = [spot for each in dots.values() for spot in each]
+    seconds, der = zip(*every, strict=True)
+    low, high = math.log10(min(seconds)) - 0.15, math.log10(max(seconds)) + 0.15
+    decades = {float(k): f"{10.0**k:g}" for k in range(math.ceil(low), math.floor(high) + 1)}
+    edge = min(*der, 50.0) - 3, max(*der, 50.0) + 3
+    words = {"below": "seconds", "left": "DER (%)"}
+    panel = canvas.panel(0, 0, Scale(low, high, decades), around(*edge), words, last=True)
+    page.ax.plot(*panel.points([low, high], [50, 50]), color="#888888", linewidth=1.0, linestyle=":")
     for defense, each in dots.items():
         colour, marker, _ = look[defense]
-        ax.plot(*zip(*each, strict=True), marker, color=colour, markersize=3.5, alpha=0.6, linestyle="")
-        middle = [mean(values) for values in zip(*each, strict=True)]
-        ax.plot(*middle, marker, color=colour, markersize=9, **EDGE, zorder=3)
-    ax.set_xscale("log")
-    low, high = ax.get_xlim()
-    decades = [10.0**k for k in range(-3, 7) if low <= 10.0**k <= high]
-    ax.set_xticks(decades, [f"{decade:g}" for decade in decades])
-    ax.minorticks_off()
-    ax.set_xlabel("seconds")
-    ax.set_ylabel("DER (%)")
-    return page
+        times, gains = (list(part) for part in zip(*each, strict=True))
+        small, large = panel.points(np.log10(times), gains), panel.points([math.log10(mean(times))], [mean(gains)])
+        page.ax.plot(*small, marker, color=colour, markersize=3.5, alpha=0.6, linestyle="")
+        page.ax.plot(*large, marker, color=colour, markersize=9, **EDGE, zorder=3)
+    return canvas.finish()
 
 
 # -- layers ------------------------------------------------------------------------------------------------------------
