@@ -25,6 +25,14 @@ from analysis.schema import AXES
 from analysis.sheets import Key, Sheet, label, mean, number, std
 
 MEASURES = {"auroc": "AUROC", "precision": "P@k", "rank": "rank corr."}
+NEEDED = [
+    *(name for axis in AXES for name in (axis, f"{axis}_settings")),
+    "seed",
+    "needs",
+    "backdoor",
+    "where",
+    "folder",
+]
 MODEL = re.compile(r"\w[\w.-]*")
 
 
@@ -59,7 +67,7 @@ def measured(runs: Runs, share: float) -> tuple[list[dict[str, Any]], list[Probl
     out, wrong = [], []
     read_tac = lru_cache(maxsize=64)(read_channels)  # all defences of one model share it
     with Index(runs.root, f"localisation-{share:g}", (__file__, channels.__file__)) as index:
-        for row in records(runs.frame):
+        for row in records(runs.frame.reindex(columns=NEEDED)):
             scores = f"{row['folder']}/scores.csv"
             if row["attack"] == "none" or not Path(scores).is_file():
                 continue

@@ -25,8 +25,6 @@ from analysis.report_tables import (
 )
 from analysis.runs import Runs
 
-MANY = 500  # runs
-
 
 # -- the page ----------------------------------------------------------------------------------------------------------
 def make(root: Path | Runs, select: str) -> tuple[str, list[Problem]]:
@@ -59,13 +57,11 @@ def make(root: Path | Runs, select: str) -> tuple[str, list[Problem]]:
 
 
 def drawn(runs: Runs, select: str, measured: Rows) -> tuple[list[dict[str, str]], list[Problem]]:
-    """All plots as pictures. A large sweep's are PNG: as SVG they are slow to show."""
-    kind = "svg" if len(runs.frame) <= MANY else "png"
+    """All plots as pictures."""
     with tempfile.TemporaryDirectory() as folder:
-        _, unread = plots.draw(runs, select, Path(folder), kinds=(kind,))
-        more = localisation.draw(runs, measured, Path(folder), kinds=(kind,)) if measured else []
-        paths = sorted(Path(folder).glob(f"*.{kind}"))
-        pictures = [picture(p.stem, p.read_bytes(), "svg+xml" if kind == "svg" else "png") for p in paths]
+        _, unread = plots.draw(runs, select, Path(folder), kinds=("svg",))
+        more = localisation.draw(runs, measured, Path(folder), kinds=("svg",)) if measured else []
+        pictures = [picture(path.stem, path.read_bytes(), "svg+xml") for path in sorted(Path(folder).glob("*.svg"))]
     return pictures, [*unread, *more]
 
 
