@@ -41,6 +41,7 @@ STYLE: Any = {
 }
 EDGE: dict[str, Any] = {"markeredgecolor": "black", "markeredgewidth": 0.6}
 ACROSS = 4  # panels in a row
+NUMBER = re.compile(r"[\d.()-]+")
 ROOM = (0.12, 0.12, 0.12, 0.32)
 UNDER = 0.42
 """Of panels that share the labels of the lowest: around each, and below all."""
@@ -116,6 +117,7 @@ class Page:
         self.ax.set(xlim=(0, self.width), ylim=(0, self.height))
         self.ax.set_axis_off()
         self.letters = Letters()
+        self.said: dict[str, None] = {}
         self.text(self.width / 2, self.height - 0.2, self.title, 11)
         for i, line in enumerate(self.sentence.split("\n")):
             self.text(self.width / 2, self.foot - self.under - 0.12 - 0.17 * i, line, 8)
@@ -142,6 +144,7 @@ class Page:
         colour: str = "black",
     ) -> None:  # fmt: skip
         """At a place in inches; `va` as if all letters were capitals."""
+        self.said[text] = None
         if text.isascii():
             self.letters.add(x, y, text, size, ha, va, angle, colour)
         else:
@@ -159,7 +162,8 @@ class Page:
         return self
 
     def save(self, out: Path, name: str, kinds: Sequence[str]) -> list[str]:
-        return save(self.figure, out, name, kinds, " ".join(self.title.split()), self.below)
+        words = (text for text in self.said if text and not NUMBER.fullmatch(text))
+        return save(self.figure, out, name, kinds, " ".join(self.title.split()), " | ".join(words))
 
     def boxes(self, place: int) -> list[tuple[float, float, float, float]]:
         """Left, bottom, width and height in inches of each of the axes of one panel, the upper first."""

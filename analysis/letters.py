@@ -64,4 +64,5 @@ class Letters:
                     zorder=4,
                 )  # fmt: skip
                 drawn.set_transform(ax.figure.dpi_scale_trans)
+                drawn.set_snap(False)  # else an l is moved away from its word
                 ax.add_collection(drawn, autolim=False)

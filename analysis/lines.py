@@ -13,7 +13,7 @@ from analysis.drawing import ROOM, UNDER, Look, Page, heading, looks, name_of
 from analysis.schema import METRICS
 from analysis.sheets import PAIR, Key, Sheet, pairs
 
-TOLD_APART = 30  # lines in a panel: more are a thicket
+TOLD_APART = 20  # lines in a panel: more are a thicket
 
 
 def draw_counts(sheet: Sheet, points: pd.DataFrame, rule: str) -> Page | None:
