@@ -9,9 +9,10 @@ from pathlib import Path
 import pandas as pd
 
 from analysis import command, render
-from analysis.load import Problem, load
+from analysis.load import Problem
 from analysis.render import Entry, Grid, Table, listed
-from analysis.sheets import Sheet, label, number, sheets
+from analysis.runs import Runs
+from analysis.sheets import Sheet, label, number
 
 COLUMNS = ["attack", "took", "poisoned", "ASR per seed", "ACC", "clean model's ACC", "ASR", "RA", "seconds"]
 
@@ -89,11 +90,11 @@ def legend(sheet: Sheet) -> Iterator[str]:
         )
 
 
-def make(root: Path) -> tuple[str, list[Problem]]:
+def make(root: Path | Runs) -> tuple[str, list[Problem]]:
     """The Markdown text, empty if there is no finished cell, and the problems."""
-    frame, problems = load(root)
-    found = [table(sheet) for sheet in sheets(frame, problems)] if len(frame) else []
-    return (render.markdown(found, [str(p) for p in problems]) if found else ""), problems
+    runs = Runs.of(root)
+    found = [table(sheet) for sheet in runs.sheets]
+    return (render.markdown(found, [str(p) for p in runs.problems]) if found else ""), runs.problems
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

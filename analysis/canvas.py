@@ -1,4 +1,4 @@
-"""Many panels of lines and markers drawn as one: an artist per defence instead of one per panel, defence and metric.
+"""Many panels of lines, markers and squares drawn as one: an artist per defence instead of one per panel, defence and metric.
 
 matplotlib takes milliseconds for each of its axes, ticks and lines; a sweep has thousands of them.
 """
@@ -50,6 +50,14 @@ def counting(largest: float) -> Scale:
     return Scale(-0.3, max(1.0, largest) * 1.15, {tick: str(tick) for tick in ticks}, counts=True)
 
 
+def around(low: float, high: float) -> Scale:
+    """With at most 8 ticks at round numbers."""
+    step = next(s for k in range(-3, 4) for s in (10.0**k, 2 * 10.0**k, 5 * 10.0**k) if (high - low) / s <= 8)
+    ticks = [round(step * n, 6) for n in range(int(np.ceil(low / step)), int(np.floor(high / step)) + 1)]
+    return Scale(low, high, {tick: f"{tick:g}" for tick in ticks})
+
+
+# -- the page ----------------------------------------------------------------------------------------------------------
 @dataclass
 class Canvas:
     """Everything in inches from the lower left of the page. Add panels, then lines and marks to them, then `finish`."""
@@ -64,50 +72,78 @@ class Canvas:
     sides: list[Any] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.ax = self.page.figure.add_axes((0, 0, 1, 1))
-        self.ax.set_xlim(0, self.page.width)
-        self.ax.set_ylim(0, self.page.height)
-        self.ax.set_axis_off()
+        self.ax, self.text = self.page.ax, self.page.text
 
     def panel(self, place: int, stacked: int, x: Scale, y: Scale, words: Mapping[str, str], last: bool) -> Panel:
-        """`words`: title, left, below. Labels of the ticks stand left of the first column and below the `last` of a stack."""
+        """`words`: title, left, below. Labels stand left of the first column, and below the `last` axes of a stack that has no
+        other below it."""
         x0, y0, wide, tall = box = self.page.boxes(place)[stacked]
         along, up = x0 + wide * x(list(x.ticks)), y0 + tall * y(list(y.ticks))
         self.grid += [[(a, y0), (a, y0 + tall)] for a in along] + [[(x0, b), (x0 + wide, b)] for b in up]
         self.sides.append([(x0, y0 + tall), (x0, y0), (x0 + wide, y0)])
-        small: dict[str, Any] = {"fontsize": 8}
-        if last:
+        if last and place + self.page.columns >= self.page.count:
             for a, text in zip(along, x.ticks.values(), strict=True):
-                self.ax.text(a, y0 - 0.05, text, ha="center", va="top", **small)
+                self.text(a, y0 - 0.06, text, va="top")
+            self.text(x0 + wide / 2, y0 - 0.24, words.get("below", ""), 9, va="top")
         if place % self.page.columns == 0:
             for b, text in zip(up, y.ticks.values(), strict=True):
-                self.ax.text(x0 - 0.05, b, text, ha="right", va="center", **small)
-            self.ax.text(x0 - 0.42, y0 + tall / 2, words.get("left", ""), ha="center", va="center", rotation=90)
-        self.ax.text(x0 + wide / 2, y0 + tall + 0.06, words.get("title", ""), ha="center", va="bottom")
-        self.ax.text(x0 + wide / 2, y0 - 0.22, words.get("below", ""), ha="center", va="top")
+                self.text(x0 - 0.06, b, text, ha="right")
+            self.text(x0 - 0.42, y0 + tall / 2, words.get("left", ""), 9, angle=90)
+        if title := words.get("title", ""):
+            self.page.title_above(box, title)
         return Panel(self, box, x, y)
+
+    def squares(self, box: Sequence[float], values: Any, colours: Any, empty: str = "") -> None:
+        """A square for each of `values` [rows, columns] in the box, the first row above. `colours`: numbers -> RGBA. NaN is
+        white, with the hatching `empty`."""
+        from matplotlib.collections import PolyCollection
+
+        x0, y0, wide, tall = box
+        rows, columns = values.shape
+        i, j = (part.ravel() for part in np.indices(values.shape))
+        left, low = x0 + wide * j / columns, y0 + tall * (rows - 1 - i) / rows
+        right, high = left + wide / columns, low + tall / rows
+        corners = np.stack([np.stack(pair, -1) for pair in ((left, low), (right, low), (right, high), (left, high))], 1)
+        known = ~np.isnan(values.ravel())
+        made = colours(values.ravel()[known])
+        self.ax.add_collection(
+            PolyCollection(corners[known], facecolors=made, edgecolors=made, linewidths=0.2), autolim=False
+        )
+        if empty and not known.all():
+            bare = PolyCollection(corners[~known], facecolors="none", edgecolors="#999999", linewidths=0, hatch=empty)
+            self.ax.add_collection(bare, autolim=False)
+
+    def bar(self, box: Sequence[float], colours: Any, scale: Scale) -> None:
+        """What the colours mean, from below; `colours` as for `squares`, of values along `scale`."""
+        x0, y0, wide, tall = box
+        self.squares(box, np.linspace(scale.high, scale.low, 100)[:, None], colours)
+        for value, text in scale.ticks.items():
+            self.text(x0 + wide + 0.05, y0 + tall * float(scale(value)), text, 7, ha="left")
 
     def finish(self) -> Page:
         from matplotlib.collections import LineCollection
 
-        self.ax.add_collection(LineCollection(self.grid, colors="#e5e5e5", linewidths=0.6, zorder=0.5))
-        self.ax.add_collection(LineCollection(self.fronts, colors="#888888", linewidths=1.4, zorder=1))
-        step = 1 + sum(found.shape[1] for every in self.dots.values() for found in every) // MOST
+        self.ax.add_collection(LineCollection(self.grid, colors="#e5e5e5", linewidths=0.6, zorder=0.5), autolim=False)
+        self.ax.add_collection(LineCollection(self.fronts, colors="#888888", linewidths=1.4, zorder=1), autolim=False)
+        dotted = sum(found.shape[1] for every in self.dots.values() for found in every) <= MOST
         for defense, (colour, marker, style) in self.looks.items():
-            for place, (xy, how) in enumerate(((self.lines, style), (self.dots, ""))):
-                if xy.get(defense):
-                    x, y = np.concatenate(xy[defense], axis=1)[:, :: step if place else 1]
-                    dot = marker if place else ""
+            for of_all, how, dot in ((self.lines, style, ""), (self.dots if dotted else {}, "", marker)):
+                if of_all.get(defense):
+                    x, y = np.concatenate(of_all[defense], axis=1)
                     self.ax.plot(
-                        x, y, marker=dot, linestyle=how, color=colour, linewidth=0.9, markersize=2.2, alpha=0.75
-                    )
+                        x, y, marker=dot, linestyle=how, color=colour, linewidth=0.9, markersize=2.2, alpha=0.75,
+                        scalex=False, scaley=False,
+                    )  # fmt: skip
             for took in (True, False):
                 if found := self.marks.get((defense, took)):
                     x, y = np.concatenate(found, axis=1)
                     inside = colour if took else "none"
-                    self.ax.plot(x, y, marker, color=colour, markerfacecolor=inside, markersize=6, **EDGE, zorder=3)
-        self.ax.add_collection(LineCollection(self.sides, colors="black", linewidths=0.8, zorder=2.5))
-        return self.page
+                    self.ax.plot(
+                        x, y, marker, color=colour, markerfacecolor=inside, markersize=6, **EDGE, zorder=3,
+                        scalex=False, scaley=False,
+                    )  # fmt: skip
+        self.ax.add_collection(LineCollection(self.sides, colors="black", linewidths=0.8, zorder=2.5), autolim=False)
+        return self.page.finish()
 
 
 @dataclass(frozen=True)
@@ -119,27 +155,44 @@ class Panel:
 
     def points(self, x: Any, y: Any) -> Any:
         """Two rows: where the values are on the page; NaN outside of the panel."""
-        x0, y0, wide, tall = self.box
-        a, b = self.x(x), self.y(y)
-        inside = (a > -SLACK) & (a < 1 + SLACK) & (b > -SLACK) & (b < 1 + SLACK)
-        return np.where(inside, np.stack([x0 + wide * a, y0 + tall * b]), np.nan)
+        return points([self], np.zeros(np.shape(x), dtype=int), x, y)
 
     def lines(self, defense: Key, x: Any, y: Any, seeds: Any) -> None:
         """One line per seed, and dots on it."""
-        order = np.lexsort((x, seeds))
-        found = self.points(np.asarray(x)[order], np.asarray(y)[order])
-        cuts = np.flatnonzero(np.diff(np.asarray(seeds)[order])) + 1
-        gap = np.full((2, 1), np.nan)
-        self.canvas.lines.setdefault(defense, []).extend([np.insert(found, cuts, np.nan, axis=1), gap])
-        self.canvas.dots.setdefault(defense, []).append(found)
-
-    def mark(self, defense: Key, x: Sequence[Any], y: Sequence[Any], took: bool = True) -> None:
-        """Large markers; hollow where the attack did not take."""
-        found = self.points(np.array(x, dtype=float), np.array(y, dtype=float))
-        if found.shape[1]:
-            self.canvas.marks.setdefault((defense, took), []).append(found)
+        lines([self], defense, np.zeros(len(x), dtype=int), x, y, seeds)
 
     def front(self, steps: Sequence[tuple[float, float]]) -> None:
         """Steps from each point to the right and up to the next."""
         x, y = np.array(steps, dtype=float).T
         self.canvas.fronts.append(self.points(np.repeat(x, 2)[1:], np.repeat(y, 2)[:-1]).T)
+
+
+# -- on many panels at once: they share their scales, and `which` says for each value whose it is --------------------------
+def points(panels: Sequence[Panel], which: Any, x: Any, y: Any) -> Any:
+    """As `Panel.points`."""
+    x0, y0, wide, tall = np.array([panel.box for panel in panels])[which].T
+    a, b = panels[0].x(x), panels[0].y(y)
+    inside = (a > -SLACK) & (a < 1 + SLACK) & (b > -SLACK) & (b < 1 + SLACK)
+    return np.where(inside, np.stack([x0 + wide * a, y0 + tall * b]), np.nan)
+
+
+def lines(panels: Sequence[Panel], defense: Key, which: Any, x: Any, y: Any, seeds: Any) -> None:
+    """As `Panel.lines`."""
+    x, y, seeds = np.asarray(x, dtype=float), np.asarray(y, dtype=float), np.asarray(seeds)
+    order = np.lexsort((x, seeds, which))
+    found = points(panels, which[order], x[order], y[order])
+    cuts = np.flatnonzero((np.diff(seeds[order]) != 0) | (np.diff(which[order]) != 0)) + 1
+    gap = np.full((2, 1), np.nan)
+    canvas = panels[0].canvas
+    canvas.lines.setdefault(defense, []).extend([np.insert(found, cuts, np.nan, axis=1), gap])
+    canvas.dots.setdefault(defense, []).append(found)
+
+
+def mark(panels: Sequence[Panel], defense: Key, which: Any, x: Any, y: Any, took: Any = True) -> None:
+    """Large markers; hollow where the attack did not take."""
+    took = np.broadcast_to(np.asarray(took, dtype=bool), np.shape(x))
+    for kind in (True, False):
+        of_kind = took == kind
+        if of_kind.any():
+            found = points(panels, np.asarray(which)[of_kind], np.asarray(x)[of_kind], np.asarray(y)[of_kind])
+            panels[0].canvas.marks.setdefault((defense, kind), []).append(found)

@@ -11,12 +11,12 @@ import csv
 import io
 import math
 from collections.abc import Mapping
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
-from sklearn.metrics import roc_auc_score
 
 from analysis.schema import read_text
 
@@ -34,14 +34,19 @@ class Elsewhere(ValueError):
 def read_channels(path: Path) -> dict[str, np.ndarray]:
     """A CSV of layer, channel and a number, the channels of each layer in order from 0. Raises OSError, ValueError."""
     rows = list(csv.reader(io.StringIO(read_text(path, LIMIT))))[1:]
-    found: dict[str, list[float]] = {}
-    for row in rows:
-        if len(row) != 3 or row[1] != str(len(found.get(row[0], ()))):
-            raise ValueError(f"{path.name} has a row out of order: {str(row)[:60]}")
-        found.setdefault(row[0], []).append(float(row[2]))
+    found: dict[str, np.ndarray] = {}
+    for layer, group in groupby(rows, itemgetter(slice(1))):
+        own = list(group)
+        if (
+            any(len(row) != 3 for row in own)
+            or [row[1] for row in own] != [*map(str, range(len(own)))]
+            or layer[0] in found
+        ):
+            raise ValueError(f"{path.name} has a row out of order, of {str(layer)[:60]}")
+        found[layer[0]] = np.array([float(row[2]) for row in own])
     if not found:
         raise ValueError(f"{path.name} is empty")
-    return {layer: np.array(values) for layer, values in found.items()}
+    return found
 
 
 def standard(values: np.ndarray) -> np.ndarray:
@@ -56,8 +61,15 @@ def order(scores: Layers, rule: str) -> dict[str, np.ndarray]:
     if name == "ZScore":
         return {layer: standard(values) for layer, values in scores.items()}
     if name == "OneIn":
-        return {layer: pd.Series(values).rank(pct=True).to_numpy() for layer, values in scores.items()}
+        return {layer: within(values) for layer, values in scores.items()}
     return dict(scores)
+
+
+def within(values: np.ndarray) -> np.ndarray:
+    """The rank in the layer, 1 at most; NaN where there is no score."""
+    ranks, known = np.full(len(values), np.nan), ~np.isnan(values)
+    ranks[known] = ranks_of(values[known]) / known.sum()
+    return ranks
 
 
 def truth(tac: Layers, share: float = SHARE) -> tuple[np.ndarray, np.ndarray]:
@@ -86,9 +98,15 @@ def ranked(tac: Layers, scores: Layers, rule: str) -> np.ndarray:
 
 def found(level: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """[n + 1]: how many backdoor channels are among the first 0, 1, ..., n pruned; of tied channels, as by chance."""
-    ranks = pd.Series(-level).rank(method="min").to_numpy()
-    per_rank = pd.Series(wanted.astype(float)).groupby(ranks).transform("mean").to_numpy()
-    return np.concatenate([[0.0], np.cumsum(per_rank[np.argsort(ranks, kind="stable")])])
+    _, group, sizes = np.unique(-level, return_inverse=True, return_counts=True)
+    per_group = np.bincount(group, weights=wanted) / sizes
+    return np.concatenate([[0.0], np.cumsum(np.repeat(per_group, sizes))])
+
+
+def ranks_of(values: np.ndarray) -> np.ndarray:
+    """From 1 on, the lowest first; equal values share the mean of their ranks."""
+    _, group, sizes = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(sizes) - (sizes - 1) / 2)[group]
 
 
 def measure(tac: Layers, scores: Layers, rule: str, share: float = SHARE) -> dict[str, Any]:
@@ -98,17 +116,18 @@ def measure(tac: Layers, scores: Layers, rule: str, share: float = SHARE) -> dic
     """
     relative, wanted = truth(tac, share)
     level = ranked(tac, scores, rule)
-    ranks = pd.Series(level).rank()
-    k = int(wanted.sum())
+    ranks, true_ranks = ranks_of(level), ranks_of(relative)
+    k, n = int(wanted.sum()), len(wanted)
     share_found = found(level, wanted) / k
-    counts = np.unique(np.geomspace(1, len(wanted), POINTS).round().astype(int))
-    rho = ranks.corr(pd.Series(relative).rank()) if ranks.nunique() > 1 else math.nan
+    counts = np.unique(np.geomspace(1, n, POINTS).round().astype(int))
+    told = np.ptp(ranks) > 0 and np.ptp(true_ranks) > 0
     return {
-        "auroc": float(roc_auc_score(wanted, ranks)) if 0 < k < len(wanted) else None,
+        # Mann and Whitney's U over its largest value: the area under the ROC curve
+        "auroc": float((ranks[wanted].sum() - k * (k + 1) / 2) / (k * (n - k))) if 0 < k < n else None,
         "precision": float(share_found[k]),
-        "rank": None if math.isnan(rho) else float(rho),
+        "rank": float(np.corrcoef(ranks, true_ranks)[0, 1]) if told else None,
         "k": k,
-        "channels": len(wanted),
+        "channels": n,
         "scored": int(np.isfinite(level).sum()),
         "curve": [[0, 0.0], *([int(n), round(float(share_found[n]), 4)] for n in counts)],
     }

@@ -19,6 +19,7 @@ TERM = re.compile(r"(asr|ra|acc|acc_drop|der) (<|>) (\d+(?:\.\d+)?)")
 COMPARE = {"<": operator.lt, ">": operator.gt}
 VERDICTS = ("holds", "holds where tested", "in part", "does not hold", "untested")
 LOW_ASR, LOW_DROP = 5.0, 5.0  # what counts as removed in the findings: percent, points
+NAMED = 6  # attacks that a sentence names
 
 
 def claims(path: Path = CLAIMS) -> list[dict[str, Any]]:
@@ -123,7 +124,7 @@ def findings(sheet: Sheet, rule: str = "clean_drop") -> Iterator[str]:
             cell = sheet.cell(defense, attack)
             if cell.counts:
                 groups[seeds_removed(cell, rule)].append(label(attack))
-        parts = [f"on {which}: {listed(names)}" for which, names in groups.items() if names]
+        parts = shortened(groups)
         if parts:
             yield (
                 f"{label(defense)} by {rule} leaves ASR below {LOW_ASR:g} % for fewer than {LOW_DROP:g} points of ACC "
@@ -139,6 +140,15 @@ def findings(sheet: Sheet, rule: str = "clean_drop") -> Iterator[str]:
                 f"On a clean model, where there is nothing to remove, {rule} costs {number(min(lost.values()))} to "
                 f"{number(lost[worst])} points of ACC (most: {worst})."
             )
+
+
+def shortened(groups: Mapping[str, Sequence[str]]) -> list[str]:
+    """Each group with its attacks; of many attacks the largest group is only counted."""
+    total, largest = sum(map(len, groups.values())), max(groups, key=lambda which: len(groups[which]))
+    if total <= NAMED:
+        return [f"on {which}: {listed(names)}" for which, names in groups.items() if names]
+    parts = [f"on {which}: {listed(names)}" for which, names in groups.items() if names and which != largest]
+    return [*parts, f"on {largest}: {f'the other {len(groups[largest])}' if parts else f'all {total}'} attacks"]
 
 
 def seeds_removed(cell: Cell, rule: str) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
+from analysis.letters import Letters, width
 from analysis.render import plain, write
 from analysis.sheets import BASELINES, Key, Sheet, label
 
@@ -40,7 +41,10 @@ STYLE: Any = {
 }
 EDGE: dict[str, Any] = {"markeredgecolor": "black", "markeredgewidth": 0.6}
 ACROSS = 4  # panels in a row
-LETTER = 0.075  # inches, of a letter of the legend
+NUMBER = re.compile(r"[\d.()-]+")
+ROOM = (0.12, 0.12, 0.12, 0.32)
+UNDER = 0.42
+"""Of panels that share the labels of the lowest: around each, and below all."""
 
 
 def looks(defenses: Sequence[Key]) -> dict[Key, Look]:
@@ -89,6 +93,8 @@ class Page:
     stacked: int = 1  # axes above each other in one panel
     across: int = ACROSS
     line: bool = True
+    under: float = 0.0  # below the last row, for labels that all rows share
+    right: float = 0.1  # right of the last column
 
     def __post_init__(self) -> None:
         from matplotlib.figure import Figure
@@ -97,45 +103,73 @@ class Page:
         self.columns = max(1, min(self.count, self.across))
         self.rows = math.ceil(self.count / self.columns)
         self.cell = self.size[0] + left + right, self.size[1] + bottom + top
-        self.width = max(5.0, self.columns * self.cell[0] + self.margin + 0.1)
+        self.width = max(5.0, self.columns * self.cell[0] + self.margin + self.right)
         self.title = fill(f"{text(self.sheet.dataset)}, {text(self.sheet.model)}", int(self.width / 0.1))
         self.sentence = fill(self.below, int(self.width / 0.068))
-        longest = max(map(len, self.legend), default=1)
-        self.ncols = max(1, min(len(self.legend), int(self.width / (0.65 + longest * LETTER))))
+        longest = max((width(name, 8) for name in self.legend), default=0.1)
+        self.ncols = max(1, min(len(self.legend), int(self.width / (0.65 + longest))))
         lines = math.ceil(len(self.legend) / self.ncols) if self.legend else 0
-        self.foot = 0.15 + 0.17 * (self.sentence.count("\n") + 1) + 0.19 * lines
+        self.foot = 0.15 + self.under + 0.17 * (self.sentence.count("\n") + 1) + 0.19 * lines
         self.head = 0.1 + 0.2 * (self.title.count("\n") + 1)
         self.height = self.foot + self.head + self.rows * self.cell[1]
         self.figure = Figure(figsize=(self.width, self.height))
-        self.figure.text(0.5, 1 - 0.12 / self.height, self.title, ha="center", va="top", fontsize=11)
+        self.ax = self.figure.add_axes((0, 0, 1, 1))  # in inches
+        self.ax.set(xlim=(0, self.width), ylim=(0, self.height))
+        self.ax.set_axis_off()
+        self.letters = Letters()
+        self.said: dict[str, None] = {}
+        self.text(self.width / 2, self.height - 0.2, self.title, 11)
+        for i, line in enumerate(self.sentence.split("\n")):
+            self.text(self.width / 2, self.foot - self.under - 0.12 - 0.17 * i, line, 8)
         self._legend()
 
     def _legend(self) -> None:
-        from matplotlib.lines import Line2D
+        """Column by column, as evenly as they fit."""
+        if not self.legend:
+            return
+        rows = math.ceil(len(self.legend) / self.ncols)
+        columns = math.ceil(len(self.legend) / rows)
+        wide = 0.65 + max(width(name, 8) for name in self.legend)
+        left = (self.width - columns * wide) / 2 + 0.1
+        for i, (name, (colour, marker, line)) in enumerate(self.legend.items()):
+            column, row = divmod(i, rows)
+            x, y = left + column * wide, 0.12 + 0.19 * (rows - 1 - row)
+            xs, middle = [x, x + 0.15, x + 0.3], [1]
+            how: dict[str, Any] = {"marker": marker, "linestyle": line if self.line else "", "markevery": middle}
+            self.ax.plot(xs, [y] * 3, color=colour, **how, **EDGE, scalex=False, scaley=False)
+            self.text(x + 0.4, y, name, 8, "left")
 
-        self.figure.text(0.5, (self.foot - 0.05) / self.height, self.sentence, ha="center", va="top", fontsize=8)
-        if self.legend:
-            handles = [
-                Line2D([], [], color=c, marker=m, linestyle=line if self.line else "", **EDGE)
-                for c, m, line in self.legend.values()
-            ]
-            self.figure.legend(
-                handles,
-                list(self.legend),
-                loc="lower center",
-                bbox_to_anchor=(0.5, 0.0),
-                ncols=self.ncols,
-                fontsize=8,
-                handlelength=2.6,
-                labelspacing=0.3,
-                borderpad=0.3,
-            )
+    def text(
+        self, x: float, y: float, text: str, size: float = 8, ha: str = "center", va: str = "center", angle: float = 0,
+        colour: str = "black",
+    ) -> None:  # fmt: skip
+        """At a place in inches; `va` as if all letters were capitals."""
+        self.said[text] = None
+        if text.isascii():
+            self.letters.add(x, y, text, size, ha, va, angle, colour)
+        else:
+            how: dict[str, Any] = {"ha": ha, "va": va, "rotation": angle, "rotation_mode": "anchor", "color": colour}
+            self.ax.text(x, y, text, fontsize=size, zorder=4, **how)
+
+    def title_above(self, box: Sequence[float], title: str) -> None:
+        """Of a panel, which may have several lines."""
+        x, y, wide, tall = box
+        for i, line in enumerate(reversed(title.split("\n"))):
+            self.text(x + wide / 2, y + tall + 0.08 + 0.16 * i, line, 9, va="bottom")
+
+    def finish(self) -> Page:
+        self.letters.draw(self.ax)
+        return self
+
+    def save(self, out: Path, name: str, kinds: Sequence[str]) -> list[str]:
+        words = (text for text in self.said if text and not NUMBER.fullmatch(text))
+        return save(self.figure, out, name, kinds, " ".join(self.title.split()), " | ".join(words))
 
     def boxes(self, place: int) -> list[tuple[float, float, float, float]]:
         """Left, bottom, width and height in inches of each of the axes of one panel, the upper first."""
         row, column = divmod(place, self.columns)
         left, bottom, _, _ = self.room
-        x = (self.width - self.columns * self.cell[0] + self.margin) / 2 + column * self.cell[0] + left
+        x = (self.width - self.columns * self.cell[0] + self.margin - self.right) / 2 + column * self.cell[0] + left
         y = self.foot + (self.rows - 1 - row) * self.cell[1] + bottom
         gap = 0.1
         tall = (self.size[1] - gap * (self.stacked - 1)) / self.stacked
@@ -146,16 +180,17 @@ class Page:
         return self.figure.add_axes((x / self.width, y / self.height, wide / self.width, tall / self.height))
 
 
-def save(figure: Figure, out: Path, name: str, kinds: Sequence[str]) -> list[str]:
-    """Each without dates: the same records give the same bytes."""
-    empty: dict[str, dict[str, Any]] = {
+def save(figure: Figure, out: Path, name: str, kinds: Sequence[str], title: str = "", said: str = "") -> list[str]:
+    """Each without dates: the same records give the same bytes. `title`, `said`: also in vector files, to be searched."""
+    facts: dict[str, dict[str, Any]] = {
         "png": {"Software": None},
-        "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
-        "svg": {"Date": None, "Creator": None},
+        "pdf": {"CreationDate": None, "Creator": None, "Producer": None, "Title": title, "Subject": said},
+        "svg": {"Date": None, "Creator": None, "Title": title, "Description": said},
     }
     for kind in kinds:
         data = io.BytesIO()
-        figure.savefig(data, format=kind, metadata=empty[kind], dpi=130)
+        fast: Any = {"pil_kwargs": {"compress_level": 3}} if kind == "png" else {}
+        figure.savefig(data, format=kind, metadata=facts[kind], dpi=130, **fast)
         write(out / f"{name}.{kind}", data.getvalue())
     return [f"{name}.{kind}" for kind in kinds]
 

@@ -17,8 +17,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as tensors
 
 from analysis import command
+from analysis.drawing import STYLE, save
 from analysis.load import Problem, reason
-from analysis.plots import STYLE, save
 from analysis.render import plain
 from analysis.schema import is_count, read_text
 

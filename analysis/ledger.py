@@ -16,12 +16,11 @@ from typing import Any
 import pandas as pd
 
 from analysis import command, render
-from analysis.curves import curves
-from analysis.load import load, read
 from analysis.operating_point import SENTENCES
 from analysis.render import Entry, Grid, Table, listed
+from analysis.runs import Runs
 from analysis.schema import METRICS, is_percent
-from analysis.sheets import Cell, Key, Sheet, label, mean, number, sheets
+from analysis.sheets import Cell, Key, Sheet, label, mean, number
 
 REPORTED = Path(__file__).with_name("reported.csv")
 Settings = Mapping[str, str]
@@ -39,18 +38,17 @@ def reported(path: Path = REPORTED) -> list[dict[str, Any]]:
     return rows
 
 
-def compare(root: Path, rule: str) -> list[dict[str, Any]]:
+def compare(root: Path | Runs, rule: str) -> list[dict[str, Any]]:
     """A row for each published number that a finished cell of ours is about: those of `reported`, and
 
     `dataset_ours`, `model_ours`, `attack_ours`, `defense_ours` (names with settings), `took`, `seeds`, `<metric>_ours` (percent,
     mean over seeds; None if unknown), `<metric>_difference` (ours - published, points), `why` (a list of what differs).
     """
-    frame, problems = load(root)
-    if not len(frame):
+    runs = Runs.of(root)
+    if not len(runs.frame):
         return []
-    settings = {row["where"]: row["settings"] for row in read(root)[0]}
-    points, _ = curves(frame)
-    ours = [(s, a, d) for s in sheets(frame, problems) for a in s.attacks for d in s.defenses if s.cell(d, a).rows]
+    settings, points = runs.settings, runs.curves[0]
+    ours = [(s, a, d) for s in runs.sheets for a in s.attacks for d in s.defenses if s.cell(d, a).rows]
     found = []
     for row in reported():
         closest = min(
@@ -189,7 +187,7 @@ def differing(rows: Sequence[Mapping[str, Any]]) -> Grid:
 
 
 # -- the program -------------------------------------------------------------------------------------------------------
-def make(root: Path, rule: str) -> dict[str, str]:
+def make(root: Path | Runs, rule: str) -> dict[str, str]:
     """File name -> text; none if no published number is about a cell of ours."""
     rows = compare(root, rule)
     if not rows:

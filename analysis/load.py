@@ -45,6 +45,11 @@ def load(root: str | Path) -> tuple[pd.DataFrame, list[Problem]]:
     Columns: those of record.json, `folder`, and for each axis `<axis>_settings`: what sets it apart from cells of the
     same name, such as `selection.max_drop=2`; empty where nothing does.
     """
+    return gather(root)[:2]
+
+
+def gather(root: str | Path) -> tuple[pd.DataFrame, list[Problem], dict[str, settings.Settings]]:
+    """As `load`, and the settings of every cell by its place (`where`)."""
     rows, problems = read(Path(root))
     placed = [row for row in rows if "seed" in row]
     problems += [Problem(row["kind"], row["where"], row["what"]) for row in rows if "seed" not in row]
@@ -60,7 +65,8 @@ def load(root: str | Path) -> tuple[pd.DataFrame, list[Problem]]:
             problems.append(Problem("other", row["where"], f"not counted: same settings and seed as {first['where']}"))
     ordered = [done[key] for key in sorted(done)]
     frame = pd.DataFrame([{k: v for k, v in row.items() if k not in ("settings", "kind", "what")} for row in ordered])
-    return frame, sorted(problems, key=lambda p: (p.where, p.kind, p.what))
+    known = {row["where"]: row["settings"] for row in rows}
+    return frame, sorted(problems, key=lambda p: (p.where, p.kind, p.what)), known
 
 
 def read(root: Path) -> tuple[list[dict[str, Any]], list[Problem]]:

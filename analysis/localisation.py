@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,23 @@ import pandas as pd
 from analysis import channels, command, plots, render
 from analysis.bounds import draw_bounds
 from analysis.channels import SHARE, Elsewhere, measure, read_channels
-from analysis.curves import curves
-from analysis.drawing import STYLE, save, slugs
+from analysis.drawing import STYLE, slugs
 from analysis.index import Index
-from analysis.load import Problem, load, read, reason
+from analysis.load import Problem, reason
 from analysis.render import Entry, Grid, Table
+from analysis.runs import Runs
 from analysis.schema import AXES
-from analysis.sheets import Key, Sheet, label, mean, number, sheets, std
+from analysis.sheets import Key, Sheet, label, mean, number, std
 
 MEASURES = {"auroc": "AUROC", "precision": "P@k", "rank": "rank corr."}
+NEEDED = [
+    *(name for axis in AXES for name in (axis, f"{axis}_settings")),
+    "seed",
+    "needs",
+    "backdoor",
+    "where",
+    "folder",
+]
 MODEL = re.compile(r"\w[\w.-]*")
 
 
@@ -37,30 +45,29 @@ def tac_of(row: Mapping[str, Any]) -> Path:
     return folder.absolute().parents[4] / "backdoors" / dataset / model / attack / str(row["backdoor"]) / "tac.csv"
 
 
-def cell(row: Mapping[str, Any], rule: str, share: float) -> dict[str, Any]:
-    """What `measure` says of one cell, or `what`: why it cannot be measured."""
+def cell(row: Mapping[str, Any], rule: str, share: float, read: Callable[[Path], Any]) -> dict[str, Any]:
+    """What `measure` says of one cell, or `what`: why it cannot be measured. `read`: as `read_channels`, for tac.csv."""
     try:
         tac, scores = tac_of(row), Path(row["folder"]) / "scores.csv"
         if not tac.is_file():
             return {"what": "there is no tac.csv beside its model; the next new cell of that model leaves one"}
-        return measure(read_channels(tac), read_channels(scores), rule, share)
+        return measure(read(tac), read_channels(scores), rule, share)
     except Elsewhere as error:
         return {"what": str(error), "elsewhere": True}
     except (OSError, ValueError, IndexError) as error:
         return {"what": reason(error)}
 
 
-def measured(
-    root: Path, frame: pd.DataFrame, settings: Mapping[str, Mapping[str, str]], share: float
-) -> tuple[list[dict[str, Any]], list[Problem]]:
+def measured(runs: Runs, share: float) -> tuple[list[dict[str, Any]], list[Problem]]:
     """For each finished cell that has scores and a trigger, its names with what was measured; and what could not be.
 
-    `frame`: of `load`. `settings`: a cell's place -> its settings. A cell whose scores are about other layers has `what`.
+    A cell whose scores are about other layers has `what`.
     """
-    rules = {where: own.get("defense.rule._target_", "") for where, own in settings.items()}
+    rules = {where: own.get("defense.rule._target_", "") for where, own in runs.settings.items()}
     out, wrong = [], []
-    with Index(root, f"localisation-{share:g}", (__file__, channels.__file__)) as index:
-        for row in records(frame):
+    read_tac = lru_cache(maxsize=64)(read_channels)  # all defences of one model share it
+    with Index(runs.root, f"localisation-{share:g}", (__file__, channels.__file__)) as index:
+        for row in records(runs.frame.reindex(columns=NEEDED)):
             scores = f"{row['folder']}/scores.csv"
             if row["attack"] == "none" or not Path(scores).is_file():
                 continue
@@ -70,7 +77,7 @@ def measured(
             files = [scores, f"{row['folder']}/record.json", f"{row['folder']}/.hydra/config.yaml"]
             with suppress(ValueError):
                 files.append(str(tac_of(row)))
-            look = partial(cell, row, rules.get(row["where"], ""), share)
+            look = partial(cell, row, rules.get(row["where"], ""), share, read_tac)
             made = index.get(row["where"], files, lambda _, look=look: look(), Path())  # type: ignore[misc]
             if "what" in made and not made.get("elsewhere"):
                 wrong.append(Problem("other", row["where"], f"not measured: {made['what']}"))
@@ -188,41 +195,35 @@ def styles(cells: Mapping[Key, Sequence[Mapping[str, Any]]]) -> dict[Key, str]:
 
 
 # -- the program -------------------------------------------------------------------------------------------------------
-def make(root: Path, share: float = SHARE, out: Path | None = None) -> tuple[dict[str, str], list[Problem]]:
+def make(root: Path | Runs, share: float = SHARE, out: Path | None = None) -> tuple[dict[str, str], list[Problem]]:
     """File name -> text, and the problems; and the pictures in `out`, where it is given. Nothing where nothing is measured."""
-    frame, problems = load(root)
-    if not len(frame):
-        return {}, problems
-    rows, wrong = measured(root, frame, {row["where"]: row["settings"] for row in read(root)[0]}, share)
-    problems = [*problems, *wrong]
-    found = list(sheets(frame, problems))
-    made = [t for sheet in found if (t := table(sheet, rows, share))]
+    runs = Runs.of(root)
+    if not len(runs.frame):
+        return {}, runs.problems
+    rows, wrong = measured(runs, share)
+    problems = [*runs.problems, *wrong]
+    made = [t for sheet in runs.sheets if (t := table(sheet, rows, share))]
     if not made:
         return {}, problems
     if out:
-        problems = [*problems, *draw(frame, found, rows, out)]
+        problems = [*problems, *draw(runs, rows, out)]
     hidden = {"what", "elsewhere", "curve"}
     kept = [{k: v for k, v in row.items() if k not in hidden} for row in rows if "what" not in row]
     return {"localisation.md": render.markdown(made, []), "localisation.csv": render.csv_text(kept)}, problems
 
 
-def draw(
-    frame: pd.DataFrame,
-    found: Sequence[Sheet],
-    rows: Sequence[Mapping[str, Any]],
-    out: Path,
-    kinds: Sequence[str] = plots.KINDS,
-) -> list[Problem]:
+def draw(runs: Runs, rows: Sequence[Mapping[str, Any]], out: Path, kinds: Sequence[str] = plots.KINDS) -> list[Problem]:
     """A figure for each data set and network; returns what could not be read on the way."""
     import matplotlib as mpl
 
     drawn = {row["where"] for row in rows if "what" not in row}
-    points, unread = curves(frame[frame["where"].isin(drawn)])
+    points, unread = runs.curves
+    points = points[points["where"].isin(drawn)]
     with mpl.rc_context(STYLE):
-        for sheet, slug in zip(found, slugs(found), strict=True):
+        for sheet, slug in zip(runs.sheets, slugs(runs.sheets), strict=True):
             if page := draw_bounds(sheet, used(sheet, rows), plots.of(points, sheet)):
-                save(page.figure, out, f"localisation{slug}", kinds)
-    return unread
+                page.save(out, f"localisation{slug}", kinds)
+    return [problem for problem in unread if problem.where.rpartition("/")[0] in drawn]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -88,7 +88,8 @@ def page(
     here = Path(__file__).parent
     script, style = ((here / f"report.{kind}").read_text(encoding="utf-8") for kind in ("js", "css"))
     data = json.dumps({"tables": tables, "pictures": pictures}, separators=(",", ":"), allow_nan=False)
-    data = "".join(UNSAFE.get(c, c) for c in data) if any(c in data for c in UNSAFE) else data
+    for character, escaped in UNSAFE.items():
+        data = data.replace(character, escaped)
     policy = (
         f"default-src 'none'; script-src '{sha256(script)}'; style-src '{sha256(style)}'; img-src data:; "
         "base-uri 'none'; form-action 'none'"

@@ -115,4 +115,4 @@ def draw_ranks(sheet: Sheet, points: pd.DataFrame, rule: str) -> Page | None:
             f"{name_of(sheet, defense)[:36]} ({rank:.1f})" if best else f"({rank:.1f}) {name_of(sheet, defense)[:36]}"
         )
         ax.text(end, y, f" {shown} ", ha="left" if best else "right", va="center", fontsize=8, clip_on=False)
-    return page
+    return page.finish()

@@ -37,6 +37,27 @@ class Grid:
         return [f"{heading} {column}".strip() for heading, columns in self.groups for column in columns]
 
 
+WIDEST, BLOCK = 30, 17  # columns that can be read side by side on a screen or page; of each part where there are more
+
+
+def blocks(grid: Grid) -> list[Grid]:
+    """A wide grid as several below each other, each with the first group's columns; a group of columns is never torn."""
+    (first, *groups), texts = grid.groups, len(grid.groups[0][1])
+    if len(grid.columns) <= WIDEST or texts != grid.texts:
+        return [grid]
+    parts: list[list[int]] = [[]]
+    starts = [texts + sum(len(columns) for _, columns in groups[:i]) for i in range(len(groups))]
+    for i, (_, columns) in enumerate(groups):
+        if parts[-1] and texts + sum(len(groups[j][1]) for j in parts[-1]) + len(columns) > BLOCK:
+            parts.append([])
+        parts[-1].append(i)
+    kept = [[*range(texts), *(starts[i] + k for i in part for k in range(len(groups[i][1])))] for part in parts]
+    return [
+        Grid([first, *(groups[i] for i in part)], [[row[c] for c in columns] for row in grid.rows], texts, grid.heads)
+        for part, columns in zip(parts, kept, strict=True)
+    ]
+
+
 @dataclass(frozen=True)
 class Table:
     title: str
@@ -69,9 +90,10 @@ MD_STYLES = {"": "{}", "best": "**{}**", "second": "_{}_", "struck": "~~{}~~"}
 def markdown(tables: Sequence[Table], problems: Sequence[str]) -> str:
     parts = []
     for table in tables:
-        parts += [f"### {md(table.title)}", " ".join(map(md, table.caption)), md_grid(table.grid)]
+        parts += [f"### {md(table.title)}", " ".join(map(md, table.caption))]
+        parts += map(md_grid, blocks(table.grid))
         for title, grid in table.more:
-            parts += [f"{md(title)}:", md_grid(grid)]
+            parts += [f"{md(title)}:", *map(md_grid, blocks(grid))]
         parts += ["\n".join(f"- {md(note)}" for note in table.notes)] if table.notes else []
     if problems:
         parts += ["### Problems", "\n".join(f"- {md(problem)}" for problem in problems)]
@@ -119,12 +141,18 @@ def latex(tables: Sequence[Table]) -> str:
     for table in tables:
         label = re.sub(r"[^a-z0-9]+", "-", table.title.lower()).strip("-")
         lines += [r"\begin{table}", r"\centering\small", rf"\caption{{{' '.join(map(tex, table.caption))}}}"]
-        lines += [rf"\label{{tab:{label}}}\par\medskip", *tex_grid(table.grid)]
+        lines += [rf"\label{{tab:{label}}}\par\medskip", *tex_grids(table.grid)]
         for title, grid in table.more:
-            lines += [r"\par\medskip", rf"{tex(title)}:\par\smallskip", *tex_grid(grid)]
+            lines += [r"\par\medskip", rf"{tex(title)}:\par\smallskip", *tex_grids(grid)]
         lines += [rf"\par\smallskip\raggedright\footnotesize {tex(note)}" for note in table.notes]
         lines += [r"\end{table}", ""]
     return "\n".join(lines)
+
+
+def tex_grids(grid: Grid) -> list[str]:
+    """A wide grid in parts."""
+    parts = [tex_grid(part) for part in blocks(grid)]
+    return [*parts[0], *(line for part in parts[1:] for line in (r"\par\medskip", *part))]
 
 
 def tex_grid(grid: Grid) -> list[str]:

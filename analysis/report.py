@@ -7,12 +7,10 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import pandas as pd
-
 from analysis import command, ledger, localisation, plots, report_tables, tables
 from analysis.channels import SHARE
 from analysis.index import Index
-from analysis.load import Problem, load, read
+from analysis.load import Problem
 from analysis.operating_point import SENTENCES
 from analysis.page import page, picture
 from analysis.render import plain, write
@@ -25,31 +23,28 @@ from analysis.report_tables import (
     problems_table,
     runs_table,
 )
-from analysis.sheets import Sheet, sheets
-
-MANY = 500  # runs
+from analysis.runs import Runs
 
 
 # -- the page ----------------------------------------------------------------------------------------------------------
-def make(root: Path, select: str) -> tuple[str, list[Problem]]:
+def make(root: Path | Runs, select: str) -> tuple[str, list[Problem]]:
     """The page's text (empty if there is no finished cell), and the problems met on the way."""
-    frame, problems = load(root)
+    runs = Runs.of(root)
+    frame = runs.frame
     if not len(frame):
-        return "", problems
-    settings = {row["where"]: row["settings"] for row in read(root)[0]}
-    with Index(root, "commands", (__file__, report_tables.__file__)) as index:
+        return "", runs.problems
+    with Index(runs.root, "commands", (__file__, report_tables.__file__)) as index:
         files = (f"{folder}/.hydra/overrides.yaml" for folder in frame["folder"])
         kept = [index.get(w, [f], overrides, Path(f)) for w, f in zip(frame["where"], files, strict=True)]
-    found = list(sheets(frame, problems))
-    measured, wrong = localisation.measured(root, frame, settings, SHARE)
+    measured, wrong = localisation.measured(runs, SHARE)
     measured = [row for row in measured if "what" not in row]
-    pictures, unread = drawn(frame, found, problems, select, measured)
-    problems = [*problems, *wrong, *unread]
+    pictures, unread = drawn(runs, select, measured)
+    problems = [*runs.problems, *wrong, *unread]
     rules = sorted(SENTENCES, key=lambda rule: rule != select)
-    means = [row for rule in rules for sheet in found for row in tables.tidy(sheet, rule)]
-    parts = [runs_table(frame.assign(overrides=kept), settings), means_table(means, frame["max_drop"])]
+    means = [row for rule in rules for sheet in runs.sheets for row in tables.tidy(sheet, rule)]
+    parts = [runs_table(frame.assign(overrides=kept), runs.settings), means_table(means, frame["max_drop"])]
     parts += [channels_table(measured)] if measured else []
-    published = ledger.compare(root, select)
+    published = ledger.compare(runs, select)
     parts += [ledger_table(published, select)] if published else []
     parts += [problems_table(problems)] if problems else []
     facts = [
@@ -61,16 +56,12 @@ def make(root: Path, select: str) -> tuple[str, list[Problem]]:
     return page("BackPrune report", facts, parts, pictures), problems
 
 
-def drawn(
-    frame: pd.DataFrame, found: Sequence[Sheet], problems: Sequence[Problem], select: str, measured: Rows
-) -> tuple[list[dict[str, str]], list[Problem]]:
-    """All plots as pictures. A large sweep's are PNG: as SVG they are slow to show."""
-    kind = "svg" if len(frame) <= MANY else "png"
+def drawn(runs: Runs, select: str, measured: Rows) -> tuple[list[dict[str, str]], list[Problem]]:
+    """All plots as pictures."""
     with tempfile.TemporaryDirectory() as folder:
-        _, unread = plots.draw(frame, problems, select, Path(folder), kinds=(kind,))
-        more = localisation.draw(frame, found, measured, Path(folder), kinds=(kind,)) if measured else []
-        paths = sorted(Path(folder).glob(f"*.{kind}"))
-        pictures = [picture(p.stem, p.read_bytes(), "svg+xml" if kind == "svg" else "png") for p in paths]
+        _, unread = plots.draw(runs, select, Path(folder), kinds=("svg",))
+        more = localisation.draw(runs, measured, Path(folder), kinds=("svg",)) if measured else []
+        pictures = [picture(path.stem, path.read_bytes(), "svg+xml") for path in sorted(Path(folder).glob("*.svg"))]
     return pictures, [*unread, *more]
 
 

@@ -49,7 +49,7 @@ INNER = {
 def runs_table(frame: pd.DataFrame, settings: Mapping[str, Mapping[str, str]]) -> Spec:
     """`settings`: a cell's place -> its settings, as `defense.rule.at` -> `0.3`."""
     frame = gate(frame)
-    rows: dict[str, list[Any]] = {str(name): list(frame[name]) for name in frame}
+    rows: dict[str, list[Any]] = {str(name): frame[name].to_numpy(dtype=object).tolist() for name in frame}
     apart = zip(*(rows[f"{axis}_settings"] for axis in AXES), strict=True)
     rows["settings"] = ["; ".join(filter(None, own)) for own in apart]
     rules = [rule for rule in SENTENCES if f"acc_{rule}" in rows]
@@ -63,7 +63,7 @@ def runs_table(frame: pd.DataFrame, settings: Mapping[str, Mapping[str, str]]) -
     found += [of(name, rows[name]) for name in LAST if name in rows]
     shown = {*FIRST, *LAST, *ruled, *INNER}
     found += [of(name, values, hidden=True) for name, values in rows.items() if name not in shown]
-    commands = [command_of(row) for row in rows_of(frame)]
+    commands = [command_of(row) for row in rows_of(frame[[*AXES, "seed", "overrides"]])]
     found.append(column("command", [line for line, _ in commands], hidden=True))
     found.append(column("command_is", [kind for _, kind in commands], hidden=True))
     return table(

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from analysis import attacks, claims, command, ledger, localisation, render, tables
-from analysis.load import load, read
 from analysis.ranks import LEVEL, ranks
-from analysis.sheets import Sheet, label, number, sheets
+from analysis.runs import Runs
+from analysis.sheets import Sheet, label, number
 
 HEAD = """# Results
 
@@ -34,24 +34,23 @@ def page(folder: Path) -> str:
 
 def section(root: Path) -> Iterator[str]:
     """One folder of records; nothing if no cell of it is finished."""
-    frame, problems = load(root)
-    if not len(frame):
+    runs = Runs.of(root)
+    found = runs.sheets
+    if not found:
         return
-    settings = {row["where"]: row["settings"] for row in read(root)[0]}
-    found = list(sheets(frame, problems))
     yield f"## {render.md(root.name)}"
-    yield f"{len(frame)} finished cells, {len(problems)} that do not count. {commits(found)}"
+    yield f"{len(runs.frame)} finished cells, {len(runs.problems)} that do not count. {commits(found)}"
     yield "### Findings"
     for sheet in found:
         yield f"{render.md(label(sheet.dataset))}, {render.md(label(sheet.model))}:"
         yield "\n".join(f"- {render.md(text)}" for text in [*claims.findings(sheet), *compared(sheet)])
-    yield render.markdown([claims.table(sheet, settings) for sheet in found], []).strip()
-    yield attacks.make(root)[0].strip()
-    yield tables.make(root, "all")[0]["table.md"].strip()
-    if texts := ledger.make(root, "clean_drop"):
+    yield render.markdown([claims.table(sheet, runs.settings) for sheet in found], []).strip()
+    yield attacks.make(runs)[0].strip()
+    yield tables.make(runs, "all")[0]["table.md"].strip()
+    if texts := ledger.make(runs, "clean_drop"):
         yield "## " + f"{render.md(root.name)}: reported and measured"
         yield texts["ledger.md"].strip()
-    yield from located(root)
+    yield from located(runs)
 
 
 def commits(found: Sequence[Sheet]) -> str:
@@ -71,10 +70,10 @@ def compared(sheet: Sheet) -> Iterator[str]:
     yield f"Average ranks of DER over {test.attacks} attacks: {told}. Friedman's test: p = {test.p:.2g}, {verdict}."
 
 
-def located(root: Path) -> Iterator[str]:
+def located(runs: Runs) -> Iterator[str]:
     """Whether pruners found the backdoor's channels, where scores and TAC were kept."""
-    yield f"## {render.md(root.name)}: do pruners find the backdoor's channels?"
-    texts, _ = localisation.make(root)
+    yield f"## {render.md(runs.root.name)}: do pruners find the backdoor's channels?"
+    texts, _ = localisation.make(runs)
     text = next((text for name, text in texts.items() if name.endswith(".md")), "")
     yield text.strip() or "The scores of channels were not kept with these records, so this was not measured."
 

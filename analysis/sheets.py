@@ -33,6 +33,13 @@ def label(key: Key) -> str:
     return f"{key[0]} ({key[1]})" if key[1] else key[0]
 
 
+def pairs(rows: pd.DataFrame, axis: str) -> list[Key]:
+    """Of each row."""
+    return list(
+        zip(rows[axis].to_numpy(), rows[f"{axis}_settings"].to_numpy(), strict=True)
+    )  # a Series is slow to walk
+
+
 def number(value: float, digits: int = 1) -> str:
     if math.isnan(value):
         return "unknown"
@@ -139,19 +146,21 @@ class Sheet:
     rows: pd.DataFrame
     lost: Sequence[Problem]
 
-    def keys(self, axis: str) -> list[Key]:
-        found = set(zip(self.rows[axis], self.rows[f"{axis}_settings"], strict=True))
-        return sorted(found | {(p.cell[axis], p.cell[f"{axis}_settings"]) for p in self.lost})
+    @cached_property
+    def keys(self) -> dict[str, list[Key]]:
+        """By axis (attack, defense): all there are, by name."""
+        lost = {axis: {(p.cell[axis], p.cell[f"{axis}_settings"]) for p in self.lost} for axis in ("attack", "defense")}
+        return {axis: sorted({*pairs(self.rows, axis), *more}) for axis, more in lost.items()}
 
     @cached_property
     def attacks(self) -> list[Key]:
-        return sorted(self.keys("attack"), key=lambda key: (key[0] in BASELINES, key))
+        return sorted(self.keys["attack"], key=lambda key: (key[0] in BASELINES, key))
 
     @cached_property
     def cheats(self) -> set[Key]:
         """Defences that see the trigger: controls that no defence can be ranked against."""
         rows = self.rows[self.rows["needs"] == CHEATS]
-        return set(zip(rows["defense"], rows["defense_settings"], strict=True))
+        return set(pairs(rows, "defense"))
 
     @cached_property
     def pruners(self) -> set[Key]:
@@ -175,7 +184,7 @@ class Sheet:
     def defenses(self) -> list[Key]:
         """By kind; plain fine-tuning first and what cheats last, as the papers have them."""
         return sorted(
-            self.keys("defense"),
+            self.keys["defense"],
             key=lambda key: (KINDS.index(self.kind(key)), key in self.cheats, key[0] != "ft", key),
         )
 
@@ -206,7 +215,7 @@ class Sheet:
     def before(self, attack: Key) -> Cell:
         """The model as it came, from the records of any defence."""
         rows: dict[int, Mapping[str, Any]] = {}
-        for defense in self.keys("defense"):
+        for defense in self.keys["defense"]:
             for row in self.cell(defense, attack).rows:
                 rows.setdefault(row["seed"], {**row, "defense": "none"})
         return Cell([rows[seed] for seed in sorted(rows)], self.seeds, {})

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from analysis.canvas import Canvas, Scale, percent
-from analysis.drawing import EDGE, Page, heading, looks, name_of, text
+from analysis.canvas import Canvas, Scale, around, mark, percent
+from analysis.drawing import ACROSS, EDGE, ROOM, UNDER, Page, heading, looks, name_of, text
 from analysis.paper import took
+from analysis.render import plain
 from analysis.sheets import BASELINES, Cell, Key, Sheet, mean, number
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
 READABLE = 24  # more numbers side by side cannot be read
+CROWD = 60  # markers in a panel: more hide each other
+Box = Sequence[float]
+"""Left, bottom, width and height in inches."""
 
 
 # -- trade-off ---------------------------------------------------------------------------------------------------------
@@ -26,39 +29,50 @@ def draw_tradeoff(sheet: Sheet, points: pd.DataFrame, rule: str) -> Page | None:
     attacks = [a for a in sheet.attacks if any(sheet.cell(d, a).column("asr", rule) for d in look)]
     if not attacks:
         return None
+    found = {(d, i): spots(sheet.cell(d, a), d, rule) for d in look for i, a in enumerate(attacks)}
+    crowded = max(sum(len(found[d, i]) for d in look) for i in range(len(attacks))) > CROWD
+    if crowded:
+        found = {key: middle(of_cell) for key, of_cell in found.items()}
     hollow = "" if sheet.rows["took"].all() else " Hollow: the attack did not take."
     below = (
-        f"One marker per seed, at the operating point by {rule}; good is the upper left. Grey steps: the Pareto front of the "
-        f"means over seeds, without what cheats.{hollow}"
+        f"One marker per {'defence, the mean over seeds' if crowded else 'seed'}, at the operating point by {rule}; good is the "
+        f"upper left. Grey steps: the Pareto front of the means over seeds, without what cheats.{hollow}"
     )
-    page = Page(sheet, below, {name_of(sheet, d): s for d, s in look.items()}, len(attacks), (2.5, 2.4), line=False)
-    canvas, found = Canvas(page, look), {}
-    for attack in attacks:
-        for defense in look:
-            suffix = "before" if defense[0] == "none" else rule
-            rows = sheet.cell(defense, attack).rows
-            found[defense, attack] = [(row[f"asr_{suffix}"], row[f"acc_{suffix}"], row["took"]) for row in rows]
-    drawn = [acc for rows in found.values() for _, acc, _ in rows]
+    names = {name_of(sheet, d): s for d, s in look.items()}
+    page = Page(sheet, below, names, len(attacks), (2.5, 2.4), ROOM, line=False, under=UNDER)
+    canvas = Canvas(page, look)
+    drawn = [acc for of_cell in found.values() for _, acc, _ in of_cell]
     room = 0.08 * (max(drawn) - min(drawn)) + 0.5  # a marker at the rim stays whole
     x, y = percent(20), around(min(drawn) - room, min(max(drawn) + room, 101.5))
-    for i, attack in enumerate(attacks):
-        words = {"title": heading(sheet, attack), "below": "ASR (%)", "left": "ACC (%)"}
-        panel = canvas.panel(i, 0, x, y, words, last=True)
-        for defense in look:
-            for whole in (True, False):
-                dots = [(asr, acc) for asr, acc, took_it in found[defense, attack] if took_it == whole]
-                panel.mark(defense, [asr for asr, _ in dots], [acc for _, acc in dots], whole)
+    words = {"below": "ASR (%)", "left": "ACC (%)"}
+    panels = [canvas.panel(i, 0, x, y, words | {"title": heading(sheet, a)}, last=True) for i, a in enumerate(attacks)]
+    for defense in look:
+        own = [(i, *spot) for i in range(len(attacks)) for spot in found[defense, i]]
+        if own:
+            which, asr, acc, took_it = (np.array(part) for part in zip(*own, strict=True))
+            mark(panels, defense, which, asr.astype(float), acc.astype(float), took_it)
+    for panel, attack in zip(panels, attacks, strict=True):
         steps = front(sheet, attack, rule)
         if attack[0] not in BASELINES and len(steps) > 1:
             panel.front(steps)
     return canvas.finish()
 
 
-def around(low: float, high: float) -> Scale:
-    """With at most 8 ticks at round numbers."""
-    step = next(s for k in range(-3, 4) for s in (10.0**k, 2 * 10.0**k, 5 * 10.0**k) if (high - low) / s <= 8)
-    ticks = [round(step * n, 6) for n in range(int(np.ceil(low / step)), int(np.floor(high / step)) + 1)]
-    return Scale(low, high, {tick: f"{tick:g}" for tick in ticks})
+Spot = tuple[Any, Any, bool]
+"""ASR, ACC, and whether the attack took."""
+
+
+def spots(cell: Cell, defense: Key, rule: str) -> list[Spot]:
+    """One per seed."""
+    suffix = "before" if defense[0] == "none" else rule
+    return [(row[f"asr_{suffix}"], row[f"acc_{suffix}"], row["took"]) for row in cell.rows]
+
+
+def middle(found: list[Spot]) -> list[Spot]:
+    """The mean over the seeds whose attack took; of all of them if it took for none."""
+    counted = [spot for spot in found if spot[2]] or found
+    known = [(asr, acc) for asr, acc, _ in counted if asr is not None and asr == asr]
+    return [(*(mean(part) for part in zip(*known, strict=True)), counted[0][2])] if known else []  # type: ignore[list-item]
 
 
 def front(sheet: Sheet, attack: Key, rule: str) -> list[tuple[float, float]]:
@@ -82,21 +96,26 @@ def draw_heatmap(sheet: Sheet, points: pd.DataFrame, rule: str) -> Page | None:
     """Attacks by defences: ASR after, and the ACC that it cost."""
     attacks, defenses = sheet.attacks, sheet.defenses
     wide, tall = max(2.0, 0.42 * len(defenses)), max(0.8, 0.3 * len(attacks))
-    longest = max(len(text(a)) for a in attacks), max(len(name_of(sheet, d)) for d in defenses)
-    room = (0.3 + 0.08 * min(longest[0], 40), 0.25 + 0.08 * min(longest[1], 40), 0.75, 0.4)
+    names = [name_of(sheet, d)[:40] for d in defenses], [text(a)[:40] for a in attacks]
+    longest = [max(map(len, of_axis)) for of_axis in names]
+    room = (0.3 + 0.08 * longest[1], 0.25 + 0.08 * longest[0], 0.75, 0.4)
     below = (
         f"Means over seeds, at the operating point by {rule}. Hatched: no number; in brackets: the attack did not take."
     )
     page = Page(sheet, below, {}, 2, (wide, tall), room, margin=0, across=2 if wide < 6 else 1)
-    titles = ("ASR after (%)", "ACC lost (points)")
-    for i, (title, largest) in enumerate(zip(titles, (100.0, None), strict=True)):
-        ax = page.panel(i)
+    canvas = Canvas(page, {})
+    for i, (title, largest) in enumerate(zip(("ASR after (%)", "ACC lost (points)"), (100.0, None), strict=True)):
         values = np.array([[value(sheet.cell(d, a), a, rule, i) for d in defenses] for a in attacks], dtype=float)
         gone = [[not sheet.cell(d, a).counts for d in defenses] for a in attacks]
-        names = ([name_of(sheet, d)[:40] for d in defenses], [text(a)[:40] for a in attacks])
-        squares(ax, values, gone, names, largest)
-        ax.set_title(title, fontsize=9)
-    return page
+        low = 0.0 if largest else float(min(0.0, np.nanmin(values, initial=0.0)))
+        scale = around(low, largest or float(max(1.0, np.nanmax(values, initial=1.0))))
+        box = page.boxes(i)[0]
+        canvas.squares(box, values, partial(shade, scale=scale), empty="////")
+        if max(values.shape) <= READABLE:
+            numbered(canvas, box, values, gone, scale)
+        named(canvas, box, names, title)
+        canvas.bar((box[0] + 1.02 * box[2], box[1], 0.025 * box[2], box[3]), partial(shade, scale=scale), scale)
+    return canvas.finish()
 
 
 def value(cell: Cell, attack: Key, rule: str, which: int) -> float:
@@ -105,31 +124,36 @@ def value(cell: Cell, attack: Key, rule: str, which: int) -> float:
     return mean(cell.values("acc_before")) - mean(cell.column("acc", rule))
 
 
-def squares(ax: Axes, values: Any, gone: Any, names: tuple[list[str], list[str]], largest: float | None) -> None:
-    """One square per number, dark = high; hatched where there is none."""
-    from matplotlib.patches import Rectangle
+def shade(values: Any, scale: Scale, power: float = 1.0) -> Any:
+    """RGBA, dark = high."""
+    from matplotlib import colormaps
 
-    low = 0.0 if largest else float(min(0.0, np.nanmin(values, initial=0.0)))
-    high = largest or float(max(1.0, np.nanmax(values, initial=1.0)))
-    image = ax.imshow(values, cmap="cividis_r", vmin=low, vmax=high, aspect="auto")
-    for row, column in zip(*np.nonzero(np.isnan(values)), strict=True):
-        corner = (column - 0.5, row - 0.5)
-        ax.add_patch(Rectangle(corner, 1, 1, fill=False, hatch="////", edgecolor="#999999", linewidth=0))
-    if max(values.shape) <= READABLE:
-        for row, column in zip(*np.nonzero(~np.isnan(values)), strict=True):
-            dark = (values[row, column] - low) / (high - low) > 0.55
-            shown = number(values[row, column])
-            shown = f"({shown})" if gone[row][column] else shown
-            size = 6.5 if len(shown) < 6 else 5.5
-            ax.text(column, row, shown, ha="center", va="center", fontsize=size, color="white" if dark else "black")
-    ax.set_xticks(range(values.shape[1]), names[0], rotation=90, fontsize=8)
-    ax.set_yticks(range(values.shape[0]), names[1], fontsize=8)
-    ax.tick_params(length=0)
-    ax.grid(False)
-    bar = ax.inset_axes((1.02, 0, 0.025, 1))
-    ax.figure.colorbar(image, cax=bar).outline.set_visible(False)
-    bar.tick_params(labelsize=7, length=2)
-    bar.grid(False)
+    return colormaps["cividis_r"](np.clip(scale(values), 0, 1) ** power)
+
+
+def numbered(canvas: Canvas, box: Box, values: Any, gone: Any, scale: Scale) -> None:
+    """A number in each square, in brackets where it is `gone`."""
+    x0, y0, wide, tall = box
+    rows, columns = values.shape
+    for row, column in zip(*np.nonzero(~np.isnan(values)), strict=True):
+        shown = number(values[row, column])
+        shown = f"({shown})" if gone[row][column] else shown
+        size, dark = 6.5 if len(shown) < 6 else 5.5, scale(values[row, column]) > 0.55
+        x, y = x0 + wide * (column + 0.5) / columns, y0 + tall * (rows - row - 0.5) / rows
+        canvas.text(x, y, shown, size, colour="white" if dark else "black")
+
+
+def named(
+    canvas: Canvas, box: Box, names: tuple[Sequence[str], Sequence[str]], title: str, size: float = 8, side: bool = True,
+    foot: bool = True,
+) -> None:  # fmt: skip
+    """The names of the columns below the squares (if `foot`) and of the rows left of them (if `side`), and a title above."""
+    x0, y0, wide, tall = box
+    for i, name in enumerate(names[0] if foot else ()):
+        canvas.text(x0 + wide * (i + 0.5) / len(names[0]), y0 - 0.06, name, size, ha="right", angle=90)
+    for i, name in enumerate(names[1] if side else ()):
+        canvas.text(x0 - 0.06, y0 + tall * (len(names[1]) - i - 0.5) / len(names[1]), name, 8, ha="right")
+    canvas.page.title_above(box, title)
 
 
 # -- cost --------------------------------------------------------------------------------------------------------------
@@ -149,22 +173,23 @@ def draw_cost(sheet: Sheet, points: pd.DataFrame, rule: str) -> Page | None:
         f"Seconds of the defence alone, {least:g} at least. DER 50: nothing gained."
     )
     names = {name_of(sheet, d): look[d] for d in dots}
-    page = Page(sheet, below, names, 1, (4.6, 2.9), line=False)
-    ax = page.panel(0)
-    ax.axhline(50, color="#888888", linewidth=1.0, linestyle=":")
+    page = Page(sheet, below, names, 1, (4.6, 2.9), ROOM, line=False, under=UNDER)
+    canvas = Canvas(page, look)
+    every = [spot for each in dots.values() for spot in each]
+    seconds, der = zip(*every, strict=True)
+    low, high = math.log10(min(seconds)) - 0.15, math.log10(max(seconds)) + 0.15
+    decades = {float(k): f"{10.0**k:g}" for k in range(math.ceil(low), math.floor(high) + 1)}
+    edge = min(*der, 50.0) - 3, max(*der, 50.0) + 3
+    words = {"below": "seconds", "left": "DER (%)"}
+    panel = canvas.panel(0, 0, Scale(low, high, decades), around(*edge), words, last=True)
+    page.ax.plot(*panel.points([low, high], [50, 50]), color="#888888", linewidth=1.0, linestyle=":")
     for defense, each in dots.items():
         colour, marker, _ = look[defense]
-        ax.plot(*zip(*each, strict=True), marker, color=colour, markersize=3.5, alpha=0.6, linestyle="")
-        middle = [mean(values) for values in zip(*each, strict=True)]
-        ax.plot(*middle, marker, color=colour, markersize=9, **EDGE, zorder=3)
-    ax.set_xscale("log")
-    low, high = ax.get_xlim()
-    decades = [10.0**k for k in range(-3, 7) if low <= 10.0**k <= high]
-    ax.set_xticks(decades, [f"{decade:g}" for decade in decades])
-    ax.minorticks_off()
-    ax.set_xlabel("seconds")
-    ax.set_ylabel("DER (%)")
-    return page
+        times, gains = (list(part) for part in zip(*each, strict=True))
+        small, large = panel.points(np.log10(times), gains), panel.points([math.log10(mean(times))], [mean(gains)])
+        page.ax.plot(*small, marker, color=colour, markersize=3.5, alpha=0.6, linestyle="")
+        page.ax.plot(*large, marker, color=colour, markersize=9, **EDGE, zorder=3)
+    return canvas.finish()
 
 
 # -- layers ------------------------------------------------------------------------------------------------------------
@@ -179,37 +204,30 @@ def draw_layers(sheet: Sheet, pruned: pd.DataFrame, rule: str) -> Page | None:
     layers = list(dict.fromkeys(pruned["layer"]))
     keys = ["attack", "attack_settings", "defense", "defense_settings", "layer"]
     shares: dict[Any, float] = pruned.groupby(keys, sort=False)["share"].mean().to_dict()
-    there = {key[2:4] for key in shares}
+    there, on = {key[2:4] for key in shares}, {key[:2] for key in shares}
     defenses = [d for d in sheet.defenses if d in there]
-    attacks = [a for a in sheet.attacks if any(key[:2] == a for key in shares)]
-    longest = max(len(name_of(sheet, d)) for d in defenses), max(map(len, layers))
-    room = (0.3 + 0.08 * min(longest[0], 40), 0.2 + 0.07 * min(longest[1], 40), 0.6, 0.35)
-    size = (max(2.2, 0.16 * len(layers)), max(0.7, 0.22 * len(defenses)))
+    attacks = [a for a in sheet.attacks if a in on]
+    names = [plain(layer)[:40] for layer in layers], [name_of(sheet, d)[:40] for d in defenses]
+    size = (max(2.2, 0.13 * len(layers)), max(0.7, 0.2 * len(defenses)))
+    side, foot = 0.2 + 0.075 * max(map(len, names[1])), 0.2 + 0.06 * max(map(len, names[0]))
+    most = max(1.0, *shares.values())
     below = (
-        f"Share of each layer's channels pruned at the operating point by {rule}, percent, mean over seeds; input left."
+        f"Share of each layer's channels pruned at the operating point by {rule}, percent, mean over seeds; input left. The "
+        "colours grow with the square root. White: no number."
     )
+    across = max(1, min(ACROSS, int((14 - side) / (size[0] + 0.15))))
     page = Page(
-        sheet, below, {}, len(attacks), size, room, margin=0, across=max(1, int(14 / (size[0] + room[0] + room[2])))
+        sheet, below, {}, len(attacks), size, (0.0, 0.08, 0.15, 0.28), margin=side, across=across, under=foot, right=0.6
     )
+    canvas = Canvas(page, {})
+    scale = Scale(0, most, {v: str(v) for v in (0, 1, 5, 10, 20, 30, 50, 70, 100) if v <= most})
     for i, attack in enumerate(attacks):
-        ax = page.panel(i)
-        values = np.array(
-            [[shares.get((*attack, *d, layer), np.nan) for layer in layers] for d in defenses], dtype=float
-        )
-        names = ([text((layer, ""))[:40] for layer in layers], [name_of(sheet, d)[:40] for d in defenses])
-        squares_plain(ax, values, names)
-        ax.set_title(heading(sheet, attack), fontsize=9)
-    return page
-
-
-def squares_plain(ax: Axes, values: Any, names: tuple[list[str], list[str]]) -> None:
-    """As `squares`, on the scale of this panel and without numbers."""
-    image = ax.imshow(values, cmap="cividis_r", vmin=0, vmax=max(1.0, float(np.nanmax(values))), aspect="auto")
-    ax.set_xticks(range(values.shape[1]), names[0], rotation=90, fontsize=6)
-    ax.set_yticks(range(values.shape[0]), names[1], fontsize=8)
-    ax.tick_params(length=0)
-    ax.grid(False)
-    bar = ax.inset_axes((1.02, 0, 0.03, 1))
-    ax.figure.colorbar(image, cax=bar).outline.set_visible(False)
-    bar.tick_params(labelsize=7, length=2)
-    bar.grid(False)
+        values = [[shares.get((*attack, *d, layer), np.nan) for layer in layers] for d in defenses]
+        box = page.boxes(i)[0]
+        canvas.squares(box, np.array(values, dtype=float), partial(shade, scale=scale, power=0.5))
+        first, lowest = i % page.columns == 0, i + page.columns >= page.count
+        named(canvas, box, names, heading(sheet, attack), 6, side=first, foot=lowest)
+    x, y, wide, tall = page.boxes(page.columns - 1)[0]
+    root = Scale(0, math.sqrt(most), {math.sqrt(v): str(v) for v in scale.ticks})
+    canvas.bar((x + wide + 0.12, y, 0.1, tall), partial(shade, scale=root), root)
+    return canvas.finish()

@@ -10,12 +10,13 @@ from typing import Any
 from rich.console import Console
 
 from analysis import command, render, terminal
-from analysis.load import Problem, load
+from analysis.load import Problem
 from analysis.operating_point import SENTENCES
 from analysis.paper import SEES, table
 from analysis.render import Table, listed
+from analysis.runs import Runs
 from analysis.schema import AXES, METRICS, UNKNOWN, relearn_name
-from analysis.sheets import CHEATS, Sheet, mean, sheets, std
+from analysis.sheets import CHEATS, Sheet, mean, std
 
 TOOK = {"none": "control", UNKNOWN: UNKNOWN}
 
@@ -49,19 +50,19 @@ def tidy(sheet: Sheet, rule: str) -> Iterator[dict[str, Any]]:
 
 
 # -- the program -------------------------------------------------------------------------------------------------------
-def make(root: Path, select: str, by: str = "defenses") -> tuple[dict[str, str], list[Problem]]:
+def make(root: Path | Runs, select: str, by: str = "defenses") -> tuple[dict[str, str], list[Problem]]:
     """File name -> text for everything under `root`, and the problems. No texts if there is no finished cell."""
     texts, _, problems = build(root, select, by)
     return texts, problems
 
 
-def build(root: Path, select: str, by: str) -> tuple[dict[str, str], list[Table], list[Problem]]:
+def build(root: Path | Runs, select: str, by: str) -> tuple[dict[str, str], list[Table], list[Problem]]:
     """As `make`, and the tables themselves."""
-    frame, problems = load(root)
-    if not len(frame):
+    runs = Runs.of(root)
+    found, problems = runs.sheets, runs.problems
+    if not found:
         return {}, [], problems
     rules = list(SENTENCES) if select == "all" else [select]
-    found = list(sheets(frame, problems))
     placed = {problem for sheet in found for problem in map(str, sheet.lost)}
     tables = [table(sheet, rule, select == "all", by) for sheet in found for rule in rules]
     texts = {"table.md": render.markdown(tables, [str(p) for p in problems if str(p) not in placed])}

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from analysis import plots, tables
-from analysis.load import load
+from analysis.runs import Runs
 from bench import cli
 from bench.attacks.base import Backdoor, Trigger
 from bench.data import Augment, Defender, ImageSet
@@ -149,7 +149,7 @@ def test_tables_say_what_a_defence_sees(runs, needs, sees):
 
 
 def test_plots_and_the_terminal_mark_who_cheats(runs, tmp_path, capsys):
-    plots.draw(*load(runs), "clean_drop", tmp_path / "plots")
+    plots.draw(Runs.of(runs), "clean_drop", tmp_path / "plots")
     for name in ("curves.svg", "tradeoff.svg"):
         text = (tmp_path / "plots" / name).read_text()
         assert "clp (cheats)" in text and "rnp (cheats)" not in text

@@ -2,6 +2,7 @@
 
 import shutil
 
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,7 +11,8 @@ from test_analysis import GOLDEN, HOSTILE, cells, change, runs  # noqa: F401 - r
 
 from analysis import plots
 from analysis.curves import curves, layers
-from analysis.drawing import slugs
+from analysis.drawing import looks, slugs
+from analysis.lines import TOLD_APART, thinned
 from analysis.load import load
 from analysis.ranks import ranks, test
 from analysis.sheets import sheets
@@ -52,6 +54,20 @@ def test_without_pruners_there_are_no_curves(runs, tmp_path):  # noqa: F811
             shutil.rmtree(folder)
     assert plots.main(["--runs", str(runs), "--out", str(tmp_path / "out")]) == 0
     assert {p.stem for p in (tmp_path / "out").iterdir()} == {"tradeoff", "heatmap"}
+
+
+def test_of_many_curves_the_seed_in_the_middle_is_drawn(runs):  # noqa: F811
+    """Among five seeds that differ in ASR only, whatever their order: none is made up, and none is left out of few."""
+    points = curves(load(runs)[0])[0].query("attack == 'blend' and defense == 'clp' and seed == 2")
+    look = looks([("clp", "")])
+    many = pd.concat(
+        [points.assign(seed=seed, asr=asr) for seed, asr in ((1, 90.0), (2, 10.0), (3, 50.0), (4, 0.0), (5, 60.0))]
+    )
+    assert thinned(many, look)[0].equals(many)
+    names = [("clp", f"x={i}") for i in range(TOLD_APART // 5 + 1)]
+    crowd = pd.concat([many.assign(defense_settings=settings) for _, settings in names])
+    drawn, said = thinned(crowd, looks(names))
+    assert set(drawn["seed"]) == {3} and len(drawn) == len(names) * len(points) and "in the middle" in said
 
 
 def test_curves_of_chosen_rows(runs):  # noqa: F811

@@ -96,3 +96,11 @@ def test_the_command(runs, tmp_path, capsys):
     shutil.rmtree(runs)
     assert results.main(["--results", str(runs.parent), "--out", str(out)]) == 1
     assert "no finished cell" in capsys.readouterr().err
+
+
+def test_of_many_attacks_the_largest_group_is_counted():
+    few = {"every seed": ["a"], "some seeds": [], "no seed": ["b", "c"]}
+    assert claims.shortened(few) == ["on every seed: a", "on no seed: b, c"]
+    many = few | {"no seed": list("bcdefgh")}
+    assert claims.shortened(many) == ["on every seed: a", "on no seed: the other 7 attacks"]
+    assert claims.shortened(many | {"every seed": []}) == ["on no seed: all 7 attacks"]

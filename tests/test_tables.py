@@ -13,6 +13,7 @@ from rich.console import Console
 from test_analysis import GOLDEN, HOSTILE, cells, change, made, runs, table, tidy  # noqa: F401 - runs is a fixture
 
 from analysis import tables, terminal
+from analysis.render import Entry, Grid, blocks
 
 PAPER = r"""\documentclass{article}
 \usepackage{booktabs,graphicx}
@@ -143,3 +144,14 @@ def test_markdown_is_printed_into_a_file_and_the_view_when_asked(runs, capsys): 
     assert capsys.readouterr().out.startswith("### digits")
     assert tables.main(["--runs", str(runs), "--show", "terminal"]) == 0
     assert re.match(r"─+ digits, vgg5: clean_drop ─+", capsys.readouterr().out)
+
+
+def test_a_wide_grid_is_set_in_parts_and_loses_nothing():
+    groups = [("", ("defence", "sees")), *((f"a{i}", ("ACC", "ASR", "RA")) for i in range(12)), ("", ("seconds",))]
+    row = [Entry(f"v{i}") for i in range(2 + 36 + 1)]
+    parts = blocks(Grid(groups, [row], 2))
+    assert [part.columns[:2] for part in parts] == [["defence", "sees"]] * 3
+    assert [e for part in parts for e in part.rows[0][2:]] == row[2:]
+    assert [name for part in parts for name in part.columns[2:]] == Grid(groups, [row], 2).columns[2:]
+    narrow = Grid(groups[:6], [row[:17]], 2)
+    assert blocks(narrow) == [narrow]
