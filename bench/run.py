@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import hydra
+import hydra.plugins.sweeper
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
@@ -84,8 +84,7 @@ def run(cfg: DictConfig, settings: dict, folder: Path, names: Mapping) -> dict:
     result = identity | {"data": stage.data.digest, "backdoor": backdoor.name, "needs": defense.needs}
     result |= record.before(before, made.select_before) | record.gate(names["attack"], before, stage.clean, cfg.gate)
     result |= record.points(made.rows, before, made.select_before, cfg.selection)
-    result |= made.images
-    result |= backdoor.card["poison"] | {"seconds_backdoor": backdoor.card["made"]["seconds"]}
+    result |= made.images | backdoor.card["poison"] | {"seconds_backdoor": backdoor.card["made"]["seconds"]}
     result |= record.cost(made.scores, made.seconds, made.total) | machine.environment(stage.device)
     precision = settings["train"].get("precision", "fp32")
     result |= record.origin(backdoor, settings, verdict(stage.attack, backdoor, stage.data.train, precision))
@@ -139,6 +138,7 @@ if __name__ == "__main__":
     OmegaConf.register_new_resolver("shared_cores", sweep.shared_cores)
     forbid_resolvers()
     ConfigLoaderImpl.load_configuration = guarded  # type: ignore[method-assign]
+    sweep.compose_once(hydra.plugins.sweeper.Sweeper, ConfigLoaderImpl)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hand errors on, so that `explain` can say them in one sentence
     cli.terminable()
     trouble: BaseException | None = None

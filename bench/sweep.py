@@ -32,6 +32,25 @@ def shared_cores(workers: int) -> int:
     return max(1, cores // max(1, workers))
 
 
+def compose_once(sweeper: Any, loader: Any) -> None:
+    """Hydra's sweepers compose every cell before the first one starts, so that a typo ends no sweep in the middle. A launcher
+    that runs cells in the same process is given what was composed then, instead of having it composed again.
+    """
+    compose, waiting = loader.load_sweep_config, {}
+
+    def all_of(self: Any, batch: Sequence[Sequence[str]]) -> None:
+        for words in batch:
+            cell = self.hydra_context.config_loader.load_sweep_config(self.config, [*words])
+            if self.config.hydra.launcher._target_.endswith(".BasicLauncher"):
+                waiting[tuple(words)] = cell
+
+    def one(self: Any, master_config: Any, sweep_overrides: list[str]) -> Any:
+        found = waiting.pop(tuple(sweep_overrides), None)
+        return compose(self, master_config, sweep_overrides) if found is None else found
+
+    sweeper.validate_batch_is_legal, loader.load_sweep_config = all_of, one
+
+
 class Watch:
     """What Hydra calls (conf/config.yaml, hydra.callbacks): in the launching process at the ends of a sweep, in a worker at
     those of a cell. `cells`: how many the sweep has; None if its sweeper does not say.

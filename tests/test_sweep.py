@@ -6,10 +6,12 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from joblib.externals.loky.process_executor import TerminatedWorkerError
+from omegaconf import OmegaConf
 from submitit.core.utils import FailedJobError
 from test_bench import alone, bench, records
 
@@ -89,6 +91,25 @@ def test_launchers_are_presets_that_change_no_cell(tmp_path):
     )
     assert error.stat().st_mtime_ns == written
     assert len(records(tmp_path)) == 2 and not (tmp_path / ".sweeps").exists()
+
+
+@pytest.mark.parametrize(("launcher", "times"), [("x.BasicLauncher", 3), ("x.JoblibLauncher", 5)])
+def test_a_cell_is_composed_once_where_it_runs_in_the_same_process(launcher, times):
+    """Never twice the same object: a cell's settings are changed while it runs."""
+    composed = []
+
+    class Loader:
+        def load_sweep_config(self, master_config, sweep_overrides):
+            return composed.append(sweep_overrides) or object()
+
+    class Sweeper:
+        config = OmegaConf.create({"hydra": {"launcher": {"_target_": launcher}}})
+        hydra_context = SimpleNamespace(config_loader=Loader())
+
+    sweep.compose_once(Sweeper, Loader)
+    Sweeper().validate_batch_is_legal([("a=1",), ("a=2",)])
+    cells = [Loader().load_sweep_config(Sweeper.config, words) for words in (["a=1"], ["a=1"], ["a=2"])]
+    assert len(set(map(id, cells))) == 3 and len(composed) == times
 
 
 FAULTS = [
