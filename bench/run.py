@@ -67,7 +67,7 @@ def run(cfg: DictConfig, settings: dict, folder: Path, names: Mapping) -> dict:
 
     # compose: every part that can be wrong is built before anything is trained
     identity = {key: names[key] for key in ("dataset", "model", "attack", "defense")}
-    identity |= {"seed": cfg.seed, "id": config.run_id(settings)}
+    identity |= {"seed": cfg.seed, "id": config.run_id(settings), "fingerprints": config.fingerprints(settings)}
     defense, tracker, check = (build(cfg.get(part)) for part in ("defense", "tracker", "check"))
 
     # data; load or train the backdoor, and the clean model that it is compared with
