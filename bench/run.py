@@ -24,7 +24,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from bench import cell, cli, config, sweep, trust
-from bench.turn import turn
+from bench.turn import Busy, turn
 
 log = logging.getLogger(__name__)
 build = partial(instantiate, _convert_="all")
@@ -49,6 +49,8 @@ def main(cfg: DictConfig) -> dict[str, str]:
             config.check(settings)
             config.check_workers(settings["workers"], job.runtime.choices["launcher"])
             result = cell.read(folder, True, wanted) or run(cfg, settings, folder, job.runtime.choices)
+    except Busy:
+        return note | {"state": "put off"}
     except Exception as error:
         if job.mode == RunMode.RUN:
             raise
@@ -117,11 +119,6 @@ def guarded(self: ConfigLoaderImpl, *args: Any, **kwargs: Any) -> DictConfig:
     return cfg
 
 
-def forbid_resolvers() -> None:
-    for resolver in trust.RESOLVERS:
-        OmegaConf.register_new_resolver(resolver, trust.no_resolver, replace=True)
-
-
 def cells(root: DictConfig) -> int | None:
     """How many cells Hydra's own sweeper makes of the command line and the experiment; None of another sweeper."""
     sweeper = root.hydra.sweeper
@@ -136,7 +133,7 @@ if __name__ == "__main__":
     OmegaConf.register_new_resolver("run_id", lambda *, _root_: config.run_id(plain(_root_)))
     OmegaConf.register_new_resolver("cells", lambda *, _root_: cells(_root_))
     OmegaConf.register_new_resolver("shared_cores", sweep.shared_cores)
-    forbid_resolvers()
+    trust.forbid(OmegaConf.register_new_resolver)
     ConfigLoaderImpl.load_configuration = guarded  # type: ignore[method-assign]
     sweep.compose_once(hydra.plugins.sweeper.Sweeper, ConfigLoaderImpl)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hand errors on, so that `explain` can say them in one sentence
