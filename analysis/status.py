@@ -1,4 +1,4 @@
-"""Where a sweep stands: which of its cells are done, running, failed, stale or missing, and the command that fills the gap."""
+"""Where a sweep stands: its cells done, suspect, running, failed, stale or missing, and the command that fills the gap."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]  # comes with omegaconf
 
 from analysis import command, grid
+from analysis.fingerprints import suspect
 from analysis.load import read, reason
 from analysis.render import plain
 from analysis.schema import AXES, read_text
 
-STATES = ("done", "running", "failed", "damaged", "stale", "missing")
+STATES = ("done", "suspect", "running", "failed", "damaged", "stale", "missing")
+FINISHED = STATES[:2]
 PLAIN = re.compile(r"- ([\w.@/+~-]+=[^'\"#\n:]*|~[\w.@/]+)")  # a line of overrides.yaml that needs no YAML
 LOCK = re.compile(r"\.(s(-?\d+)-[0-9a-f]+)\.lock")
 
@@ -29,9 +31,11 @@ def found(root: Path) -> list[dict[str, Any]]:
     for row in read(root)[0]:
         if "seed" in row:
             rows[row["where"]] = row | {"state": row["kind"]}
+            if row["kind"] == "done" and (why := suspect(row)):
+                rows[row["where"]] |= {"state": "suspect", "what": why}
     for folder, seed in running(root):
         where = folder.relative_to(root).as_posix()
-        if rows.get(where, {}).get("state") != "done":
+        if rows.get(where, {}).get("state") not in FINISHED:
             names = dict(zip(AXES, folder.parts[-5:-1], strict=False))
             rows[where] = {**names, "seed": seed, "where": where, "folder": str(folder), "settings": {}, "what": ""}
             rows[where]["state"] = "running"
@@ -135,7 +139,9 @@ def said(cells: Sequence[tuple[Mapping[str, str], str, str]], most: int) -> Iter
             yield f"  {state}: {name}" + (f" ({what})" if what else "")
         if len(own) > most:
             yield f"  {state}: {len(own) - most} more (--all names them)"
-    gap = [cell for cell, state, _ in cells if state not in ("done", "running")]
+    if counts["suspect"]:
+        yield "Suspect cells are kept and counted: if the meaning changed, count it up in analysis/revisions.py."
+    gap = [cell for cell, state, _ in cells if state not in (*FINISHED, "running")]
     if gap:
         yield "To fill the gap (finished cells are passed over):"
         yield f"  {grid.command(gap)}"

@@ -13,7 +13,8 @@ import os
 import shutil
 import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ def publish(path: Path, content: str | bytes) -> bool:
         with suppress(FileNotFoundError):
             os.unlink(temporary)
     faults.hit("publish.folder")
-    sync_folder(path.parent)
+    settle(path.parent)
     faults.hit("publish.done")
     return mine
 
@@ -72,7 +73,30 @@ def write(path: Path, content: str | bytes, sync: bool = True) -> None:
         raise
     if sync:
         faults.hit("write.folder")
-        sync_folder(path.parent)
+        settle(path.parent)
+
+
+def write_all(folder: Path, contents: Mapping[str, str | bytes]) -> None:
+    """Makes or replaces several files in a folder, each as `write` does, by name. All are on the disk when it returns.
+
+    They are synced side by side, which a disk does about as fast as one.
+    """
+    make_folder(folder)
+    made: dict[Path, Path] = {}
+    try:
+        for name, content in contents.items():
+            made[folder / name] = _whole(folder / name, content, "write", sync=False)
+        faults.hit("write.sync")
+        settle(*made.values())
+        for path, temporary in made.items():
+            faults.hit("write.replace")
+            os.replace(temporary, path)
+    except BaseException:
+        for temporary in made.values():
+            _remove(temporary)
+        raise
+    faults.hit("write.folder")
+    settle(folder)
 
 
 def _whole(path: Path, content: str | bytes, act: str, sync: bool = True) -> Path:
@@ -105,19 +129,25 @@ def _remove(path: Path) -> None:
         os.unlink(path)
 
 
-def sync_file(path: Path) -> None:
-    _sync(path, os.O_RDONLY)
+def settle(*paths: Path) -> None:
+    """Makes what is in these files, and the names that are in these folders, survive a power cut.
+
+    All at once: a journal commits what waits for it together, and one after the other each waits for a commit of its own.
+    """
+    if len(paths) == 1:
+        _sync(paths[0])
+        return
+    with ThreadPoolExecutor(len(paths) or 1) as threads:
+        list(threads.map(_sync, paths))
 
 
-def sync_folder(path: Path) -> None:
-    """Makes the names in a folder survive a power cut."""
-    _sync(path, os.O_RDONLY | os.O_DIRECTORY)
-
-
-def _sync(path: Path, flags: int) -> None:
-    file = os.open(path, flags)
+def _sync(path: Path) -> None:
+    file = os.open(path, os.O_RDONLY)
     try:
         os.fsync(file)
+    except OSError as error:
+        error.filename = str(path)
+        raise
     finally:
         os.close(file)
 
@@ -133,7 +163,7 @@ def make_folder(path: Path) -> None:
         make_folder(path.parent)
         make_folder(path)
     else:
-        sync_folder(path.parent)
+        settle(path.parent)
 
 
 @contextmanager
@@ -151,12 +181,12 @@ def new_folder(folder: Path) -> Iterator[Path]:
         for name in os.listdir(temporary):
             path = temporary / name
             os.chmod(path, os.stat(temporary).st_mode & 0o666)  # some writers make files for their owner only
-            sync_file(path)
-        sync_folder(temporary)
+        settle(*(temporary / name for name in os.listdir(temporary)))
+        settle(temporary)
         faults.hit("folder.rename")
         os.rename(temporary, folder)
         faults.hit("folder.renamed")
-        sync_folder(folder.parent)
+        settle(folder.parent)
         faults.hit("folder.done")
     finally:
         if os.path.lexists(temporary):

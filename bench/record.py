@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from bench.cell import SCHEMA
 from bench.curve import COLUMNS
 from bench.metrics import Metrics, der
 from bench.pruning import Scores
+from bench.store import Clean
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +52,7 @@ def before(metrics: Metrics, select_acc: float) -> dict[str, Any]:
     return columns | {"clean": metrics.clean, "triggered": metrics.triggered or None}
 
 
-def gate(attack: str, before: Metrics, clean: Backdoor | None, limits: Mapping[str, Any]) -> dict[str, Any]:
+def gate(attack: str, before: Metrics, clean: Clean | None, limits: Mapping[str, Any]) -> dict[str, Any]:
     """Whether the attack took: enough ASR, and an ACC near that of a clean model of the same bench. Without one always.
 
     None where ASR is unknown.
@@ -78,11 +80,14 @@ def origin(backdoor: Backdoor, settings: Mapping[str, Any], repeat: str) -> dict
 def write(folder: Path, record: dict[str, Any], curve: Sequence[Mapping[str, Any]], scores: Scores | None) -> None:
     """All files of a finished cell; record.json last, whole, and never in place of another."""
     faults.hit("record.write")
-    files.write(folder / "curve.csv", table(COLUMNS, ([row[c] for c in COLUMNS] for row in curve)))
+    beside = {"curve.csv": table(COLUMNS, ([row[c] for c in COLUMNS] for row in curve))}
     if scores is not None:
         rows = ([layer, i, v] for layer, values in scores.items() for i, v in enumerate(values.tolist()))
-        files.write(folder / "scores.csv", table(("layer", "channel", "score"), rows))
-        files.write(folder / "layers.csv", table(("layer", "channels", *SENTENCES), layers(record, curve)))
+        beside["scores.csv"] = table(("layer", "channel", "score"), rows)
+        beside["layers.csv"] = table(("layer", "channels", *SENTENCES), layers(record, curve))
+    files.write_all(folder, beside)
+    above = folder.absolute().parents[:5]  # Hydra made the folder, and those above it up to `runs`
+    files.settle(*(path for path in above if os.access(path, os.R_OK)))
     flat = {"schema": SCHEMA, "protocol": PROTOCOL} | record
     for name in ("curve", "scores"):
         if (path := folder / f"{name}.csv").exists():

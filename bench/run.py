@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import hydra
+import hydra.plugins.sweeper
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
@@ -24,7 +24,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from bench import cell, cli, config, sweep, trust
-from bench.turn import turn
+from bench.turn import Busy, turn
 
 log = logging.getLogger(__name__)
 build = partial(instantiate, _convert_="all")
@@ -49,6 +49,8 @@ def main(cfg: DictConfig) -> dict[str, str]:
             config.check(settings)
             config.check_workers(settings["workers"], job.runtime.choices["launcher"])
             result = cell.read(folder, True, wanted) or run(cfg, settings, folder, job.runtime.choices)
+    except Busy:
+        return note | {"state": "put off"}
     except Exception as error:
         if job.mode == RunMode.RUN:
             raise
@@ -67,7 +69,7 @@ def run(cfg: DictConfig, settings: dict, folder: Path, names: Mapping) -> dict:
 
     # compose: every part that can be wrong is built before anything is trained
     identity = {key: names[key] for key in ("dataset", "model", "attack", "defense")}
-    identity |= {"seed": cfg.seed, "id": config.run_id(settings)}
+    identity |= {"seed": cfg.seed, "id": config.run_id(settings), "fingerprints": config.fingerprints(settings)}
     defense, tracker, check = (build(cfg.get(part)) for part in ("defense", "tracker", "check"))
 
     # data; load or train the backdoor, and the clean model that it is compared with
@@ -84,8 +86,7 @@ def run(cfg: DictConfig, settings: dict, folder: Path, names: Mapping) -> dict:
     result = identity | {"data": stage.data.digest, "backdoor": backdoor.name, "needs": defense.needs}
     result |= record.before(before, made.select_before) | record.gate(names["attack"], before, stage.clean, cfg.gate)
     result |= record.points(made.rows, before, made.select_before, cfg.selection)
-    result |= made.images
-    result |= backdoor.card["poison"] | {"seconds_backdoor": backdoor.card["made"]["seconds"]}
+    result |= made.images | backdoor.card["poison"] | {"seconds_backdoor": backdoor.card["made"]["seconds"]}
     result |= record.cost(made.scores, made.seconds, made.total) | machine.environment(stage.device)
     precision = settings["train"].get("precision", "fp32")
     result |= record.origin(backdoor, settings, verdict(stage.attack, backdoor, stage.data.train, precision))
@@ -118,11 +119,6 @@ def guarded(self: ConfigLoaderImpl, *args: Any, **kwargs: Any) -> DictConfig:
     return cfg
 
 
-def forbid_resolvers() -> None:
-    for resolver in trust.RESOLVERS:
-        OmegaConf.register_new_resolver(resolver, trust.no_resolver, replace=True)
-
-
 def cells(root: DictConfig) -> int | None:
     """How many cells Hydra's own sweeper makes of the command line and the experiment; None of another sweeper."""
     sweeper = root.hydra.sweeper
@@ -137,8 +133,9 @@ if __name__ == "__main__":
     OmegaConf.register_new_resolver("run_id", lambda *, _root_: config.run_id(plain(_root_)))
     OmegaConf.register_new_resolver("cells", lambda *, _root_: cells(_root_))
     OmegaConf.register_new_resolver("shared_cores", sweep.shared_cores)
-    forbid_resolvers()
+    trust.forbid(OmegaConf.register_new_resolver)
     ConfigLoaderImpl.load_configuration = guarded  # type: ignore[method-assign]
+    sweep.compose_once(hydra.plugins.sweeper.Sweeper, ConfigLoaderImpl)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hand errors on, so that `explain` can say them in one sentence
     cli.terminable()
     trouble: BaseException | None = None

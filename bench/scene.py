@@ -21,6 +21,7 @@ from bench.defenses.base import Defense
 from bench.errors import UserError
 from bench.metrics import Exam, Metrics, accuracy
 from bench.pruning import Scores
+from bench.store import Clean
 from bench.streaming import place
 from bench.victim import Bench
 
@@ -39,7 +40,7 @@ class Scene:
     device: torch.device
     data: Dataset
     attack: Attack
-    clean: Backdoor | None
+    clean: Clean | None
     backdoor: Backdoor
     exam: Exam
     before: Metrics

@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,14 @@ def part(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.part")
 
 
+def stated(folder: Path) -> Card | None:
+    """The card alone, if it is as it was written and what it names is there; the files' bytes are not looked at."""
+    with suppress(Damaged):
+        card = _card(folder) if folder.exists() else None
+        return card if card and all((folder / name).exists() for name in card["sha256"]) else None
+    return None
+
+
 def usable(folder: Path) -> Card | None:
     try:
         return verified(folder) if folder.exists() else None
@@ -81,18 +90,31 @@ def aside(folder: Path) -> tuple[str, str]:
 
 def verified(folder: Path) -> Card:
     """The card, after every file was compared with it. Raises Damaged; PermissionError says nothing about the content."""
-    try:
+    card = _card(folder)
+    with damages():
+        for name, expected in card["sha256"].items():
+            if Path(name).name != name or files.sha256(folder / name) != expected:
+                raise Damaged(f"the sha256 of {name} is not the one on its card")
+    return card
+
+
+def _card(folder: Path) -> Card:
+    with damages():
         card = json.loads((folder / "card.json").read_text())
         named = dict(card["sha256"])
         if named.pop("card") != files.digest(card | {"sha256": named}):
             raise Damaged("its card was changed")
-        for name, expected in named.items():
-            if Path(name).name != name or files.sha256(folder / name) != expected:
-                raise Damaged(f"the sha256 of {name} is not the one on its card")
+        return dict(card | {"sha256": named})
+
+
+@contextmanager
+def damages() -> Iterator[None]:
+    """What reading may raise, as Damaged."""
+    try:
+        yield
     except PermissionError:
         raise
     except FileNotFoundError as error:
         raise Damaged(f"{Path(error.filename).name} is missing") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise Damaged(str(error)) from error
-    return card | {"sha256": named}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench import PROTOCOL, shelf
 from bench.attacks.base import Backdoor
@@ -39,6 +40,28 @@ def load_or_make(folder: Path, blank: Backdoor, make: Callable[[Backdoor], dict[
     blank.trigger.load_state_dict(load_file(folder / "trigger.safetensors"))
     blank.model.to(memory_format=torch.channels_last).eval()
     return Backdoor(blank.model, blank.trigger, card, name=folder.name)
+
+
+class Clean:
+    """A clean model in the store, trained if it is not there. Most cells need what its card says and never load it."""
+
+    def __init__(self, folder: Path, obtain: Callable[[], Backdoor], device: torch.device) -> None:
+        self.name, self.obtain, self.device = folder.name, obtain, device
+        if card := shelf.stated(folder):
+            self.card = card
+        else:
+            self.whole = obtain()
+            self.card = self.whole.card
+
+    @cached_property
+    def whole(self) -> Backdoor:
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):  # loaded sooner, later or never, it moves nobody's chance
+            return self.obtain()
+
+    @property
+    def model(self) -> nn.Module:
+        return self.whole.model
 
 
 def _write(tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -14,15 +14,16 @@ import statistics
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from bench import files
+from bench import files, turn
 from bench.progress import console
 
 
@@ -30,6 +31,48 @@ def shared_cores(workers: int) -> int:
     """CPU threads for each of so many workers on this machine, at least one."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // max(1, workers))
+
+
+def compose_once(sweeper: Any, loader: Any) -> None:
+    """Hydra's sweepers compose every cell before the first one starts, so that a typo ends no sweep in the middle. A launcher
+    that runs cells in the same process is given what was composed then, instead of having it composed again; and it does
+    those last for which it would have to wait.
+    """
+    compose, waiting = loader.load_sweep_config, {}
+
+    def all_of(self: Any, batch: Sequence[Sequence[str]]) -> None:
+        here = self.config.hydra.launcher._target_.endswith(".BasicLauncher")
+        for words in batch:
+            cell = self.hydra_context.config_loader.load_sweep_config(self.config, [*words])
+            if here:
+                waiting[tuple(words)] = cell
+        if here and not isinstance(self.launcher.launch, partial):
+            self.launcher.launch = partial(busy_last, self.launcher.launch)
+
+    def one(self: Any, master_config: Any, sweep_overrides: list[str]) -> Any:
+        found = waiting.pop(tuple(sweep_overrides), None)
+        return compose(self, master_config, sweep_overrides) if found is None else found
+
+    sweeper.validate_batch_is_legal, loader.load_sweep_config = all_of, one
+
+
+def busy_last(launch: Callable[..., list[Any]], cells: Sequence[Sequence[str]], initial_job_idx: int) -> list[Any]:
+    """Launches cells one after the other; those whose model another process is making come last, and are waited for then."""
+    turn.patient = False
+    try:
+        results = [*launch(cells, initial_job_idx=initial_job_idx)]
+    finally:
+        turn.patient = True
+    later = [i for i, result in enumerate(results) if put_off(result)]
+    again = launch([cells[i] for i in later], initial_job_idx=initial_job_idx) if later else []
+    for i, result in zip(later, again, strict=True):
+        results[i] = result
+    return results
+
+
+def put_off(result: Any) -> bool:
+    """Whether a job's result says that its cell was left for later."""
+    return result.status.name == "COMPLETED" and result.return_value["state"] == "put off"
 
 
 class Watch:
@@ -59,9 +102,11 @@ class Watch:
         self.started = time.monotonic()
 
     def on_job_end(self, config: Any, job_return: Any, **_: Any) -> None:
-        if self.notes and job_return.status.name == "COMPLETED":
+        if self.notes and job_return.status.name == "COMPLETED" and not put_off(job_return):
             note = job_return.return_value | {"seconds": time.monotonic() - self.started}
-            files.write(self.notes / f"{config.hydra.job.num}.json", json.dumps(note), sync=False)
+            files.write(
+                self.notes / f"{config.hydra.job.num}-{uuid.uuid4().hex[:8]}.json", json.dumps(note), sync=False
+            )
 
 
 class Sweep:

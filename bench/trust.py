@@ -8,7 +8,7 @@ say more: who types it can run anything anyway.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from bench.errors import UserError
@@ -133,6 +133,12 @@ def refuse(path: str, target: Any) -> None:
     if name.isidentifier() and name != "bench":
         hint = f"if you trust that code, say so on the command line: allow=[{name}]"
     raise UserError(f"{path}={target} is nothing that a config may name: {hint}")
+
+
+def forbid(register: Callable[..., None]) -> None:
+    """Puts `no_resolver` where each of `RESOLVERS` was; `register(name, function, replace=True)` does that to one."""
+    for resolver in RESOLVERS:
+        register(resolver, no_resolver, replace=True)
 
 
 def no_resolver(*_: Any) -> None:

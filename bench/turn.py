@@ -23,8 +23,14 @@ from bench import faults, files
 
 log = logging.getLogger(__name__)
 
+patient = True
+"""False: who would have to wait is told so by `Busy`, and may do something else first."""
 BEAT = 15.0  # seconds between two counts
 GRACE = 150.0  # network file systems show a change after a minute at worst
+
+
+class Busy(BaseException):
+    """Another process is at it. No failure of anything, so nothing on the way may take it for an `Exception`."""
 
 
 def here() -> str:
@@ -107,6 +113,9 @@ class Patience:
         self.started, self.next = time.monotonic(), 0.0
 
     def wait(self, seconds: float) -> None:
+        if not patient:
+            log.info("put off: another process is %s, %s; other cells come first.", self.doing, self.target)
+            raise Busy
         waited = time.monotonic() - self.started
         if waited >= self.next:
             log.info("waiting: another process is %s, %s (%d s so far)", self.doing, self.target, waited)

@@ -35,19 +35,19 @@ class Bench:
     names: Mapping[str, Any]
     device: torch.device
 
-    def clean(self) -> Backdoor:
+    def clean(self) -> store.Clean:
         """The model that nobody attacked: what an attack's accuracy is held against, and what some attacks start from."""
-        twin = config.clean_twin(self.settings)
-        return self._victim(
-            NoAttack(self.data.shape, self.data.num_classes), twin, {**self.names, "attack": "none"}, None
-        )
+        twin, names = config.clean_twin(self.settings), {**self.names, "attack": "none"}
+        attack = NoAttack(self.data.shape, self.data.num_classes)
+        folder = store.folder_for(twin["runs"], names, config.backdoor_material(twin, self.data.digest))
+        return store.Clean(folder, partial(self._victim, attack, twin, names, None), self.device)
 
-    def victim(self, attack: Attack, clean: Backdoor | None) -> Backdoor:
+    def victim(self, attack: Attack, clean: store.Clean | None) -> Backdoor:
         """The model with the attack's backdoor. `clean`: see `Lab`."""
         return self._victim(attack, self.settings, self.names, clean)
 
     def _victim(
-        self, attack: Attack, settings: dict[str, Any], names: Mapping[str, Any], clean: Backdoor | None
+        self, attack: Attack, settings: dict[str, Any], names: Mapping[str, Any], clean: store.Clean | None
     ) -> Backdoor:
         data, seed = self.data, settings["seed"]
         material = config.backdoor_material(settings, data.digest)

@@ -26,7 +26,7 @@ def mutant(module, old: str, new: str, count: int = 1):
 def power(files, orders: int = 40) -> int:
     """Cuts the power before every call of every kind of writing; returns how many states were looked at."""
     looked = 0
-    for act in (publish_one, replace_one, folder_one):
+    for act in (publish_one, replace_one, several, folder_one):
         for stop in range(200):
             disk = Disk(random.Random(stop))
             calls = iter(range(stop))
@@ -64,12 +64,27 @@ def prepare(disk, path, content):
         node.kept = dict(node.now) if node.folder else node.now
 
 
+class Each(list):
+    """Of each file what was there before or what is there now, whatever the others are."""
+
+    def __init__(self, *either):
+        super().__init__(zip(*either, strict=True))
+
+    def __eq__(self, other):
+        return all(part in either for part, either in zip(other, self, strict=True))
+
+
 def publish_one(files):
     return files.publish(RESULT, SAYS[0])
 
 
 def replace_one(files):
     files.write(RESULT, SAYS[1])
+    return True
+
+
+def several(files):
+    files.write_all(RESULT.parent, {RESULT.name: SAYS[1], "curve": SAYS[2]})
     return True
 
 
@@ -85,6 +100,8 @@ def folder_one(files):
 publish_one.old, publish_one.paths, publish_one.before, publish_one.new = [], [RESULT], [None], [SAYS[0]]
 replace_one.old, replace_one.paths = [(RESULT, SAYS[0])], [RESULT]
 replace_one.before, replace_one.new = [SAYS[0]], [SAYS[1]]
+several.old, several.paths = [(RESULT, SAYS[0])], [RESULT, RESULT.with_name("curve")]
+several.before, several.new = Each([SAYS[0], None], [SAYS[1], SAYS[2]]), [SAYS[1], SAYS[2]]
 folder_one.old, folder_one.paths = [], [Path("/runs/model/weights"), Path("/runs/model/card")]
 folder_one.before = [None, None]
 
@@ -146,7 +163,7 @@ def walks(files, count: int = 150) -> None:
 # -- failures of the file system -------------------------------------------------------------------------------------------
 def refusals(files) -> None:
     """Whatever call fails, the old is left, nothing half-made is, and the error comes through."""
-    for act in (publish_one, replace_one, folder_one):
+    for act in (publish_one, replace_one, several, folder_one):
         for stop in range(200):
             disk, failed = Disk(random.Random(stop)), []
             for old in act.old:

@@ -5,6 +5,7 @@ import pickle
 import resource
 import struct
 import zipfile
+import zlib
 from collections import OrderedDict
 
 import numpy as np
@@ -20,6 +21,7 @@ from bench.checkpoints import MAGIC, checkpoint, read
 from bench.errors import UserError
 from bench.models import preactresnet18, resnet18, resnet50, wideresnet
 from bench.naming import pour
+from bench.pieces import zipped
 
 
 def archive(pickled, parts=(), how=zipfile.ZIP_STORED, top="archive"):
@@ -301,6 +303,27 @@ def test_damaged_files_are_refused_or_read_as_data(tmp_path_factory, data):
         assert "\n" not in str(error)
     else:
         assert all(isinstance(tensor, torch.Tensor) for tensor in found.weights.values())
+
+
+def test_a_changed_number_is_seen_by_its_checksum(tmp_path):
+    torch.save({"w": torch.arange(1000.0)}, path := tmp_path / "m.pt")
+    content = bytearray(path.read_bytes())
+    content[content.index(torch.arange(1000.0).numpy().tobytes()) + 2000] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="is damaged: the checksum"):
+        read(path)
+
+
+@given(st.lists(st.binary(max_size=40), max_size=6), st.integers(0, 400), st.integers(0, 400))
+def test_an_archive_of_pieces_is_an_archive(contents, at, count):
+    parts = [(f"top/{i}", content, zlib.crc32(content)) for i, content in enumerate(contents)]
+    file = zipped(parts)
+    whole = file.read()
+    with zipfile.ZipFile(io.BytesIO(whole)) as archive:
+        assert archive.testzip() is None
+        assert [(name, archive.read(name)) for name in archive.namelist()] == [part[:2] for part in parts]
+    file.seek(at)
+    assert file.read(count) == whole[at : at + count] and file.tell() == min(at + count, max(at, len(whole)))
 
 
 FORMS = {

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError
 from torch import nn
 
-from bench import cell, cli, config, faults, files, shelf, store
+from bench import cell, cli, config, faults, files, record, shelf, store
 from bench.attacks.base import Backdoor, Trigger
+from bench.curve import COLUMNS
 from bench.errors import UserError
 
 plain = st.recursive(
@@ -169,6 +170,45 @@ def test_the_store_keeps_what_it_is_given(tmp_path):
     for a, b in zip(one.model.state_dict().values(), two.model.state_dict().values(), strict=True):
         assert torch.equal(a, b)
     json.loads((tmp_path / "it/card.json").read_text())
+
+
+def test_a_clean_model_is_read_only_where_its_weights_are_wanted(tmp_path):
+    """Its card is enough to say whether an attack took; a card that was changed, or names what is gone, is not believed."""
+    calls = []
+
+    def obtain():
+        calls.append(torch.rand(3))
+        return stored(tmp_path / "it")
+
+    def clean():
+        return store.Clean(tmp_path / "it", obtain, torch.device("cpu"))
+
+    assert clean().card["metrics"] == {"right": 3} and len(calls) == 1, "there is none: it is made"
+    torch.manual_seed(0)
+    expected = torch.rand(2)
+    torch.manual_seed(0)
+    found = clean()
+    assert found.card["metrics"] == {"right": 3} and found.name == "it" and len(calls) == 1
+    assert isinstance(found.model, nn.Module) and found.model is found.model and len(calls) == 2
+    assert torch.equal(torch.rand(2), expected), "loading it moves nobody's chance"
+    card = (tmp_path / "it/card.json").read_text()
+    (tmp_path / "it/card.json").write_text(card.replace("3", "4", 1))
+    assert clean().card["metrics"] == {"right": 3} and len(calls) == 3
+    (tmp_path / "it/model.safetensors").unlink()
+    assert clean().card and len(calls) == 4
+
+
+def test_folders_that_hydra_made_survive_a_power_cut_too(tmp_path, monkeypatch):
+    """Every name on the way to a record is synced before the record is there."""
+    synced = []
+    settle = files.settle
+    monkeypatch.setattr(files, "settle", lambda *paths: settle(*paths) or synced.extend(paths))
+    folder = tmp_path / "runs/d/m/a/none/s2-0"
+    folder.mkdir(parents=True)
+    link = os.link
+    monkeypatch.setattr(os, "link", lambda *a: synced.append("link") or link(*a))
+    record.write(folder, {"seed": 2}, [dict.fromkeys(COLUMNS, 1) | {"layers": {}}], None)
+    assert {folder, *folder.parents[:5]} <= set(synced[: synced.index("link")])
 
 
 BASE = {

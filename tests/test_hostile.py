@@ -90,7 +90,7 @@ def foreign(tmp_path, monkeypatch):
     before = dict(BaseContainer._resolvers)
     for name, function in {"run_id": lambda: "0", "cells": lambda: 1}.items():
         OmegaConf.register_new_resolver(name, function, replace=True)
-    run.forbid_resolvers()
+    trust.forbid(OmegaConf.register_new_resolver)
 
     def made(text: str) -> dict:
         folder = tmp_path / "theirs/experiment"

@@ -53,6 +53,14 @@ def test_a_cell_is_running_while_a_process_holds_its_lock(runs):  # noqa: F811
     assert states(runs) == {"done": 11, "running": 1}
 
 
+def test_a_cell_made_by_other_code_is_suspect_and_not_run_again(runs, capsys):  # noqa: F811
+    change(cells(runs, "badnets", "clp", 2)[0], fingerprints="bench.attacks.badnets=0123456789ab bench.scene=0")
+    assert states(runs) == {"done": 11, "suspect": 1}
+    assert status.main(["--runs", str(runs), *SWEEP]) == 0
+    said = capsys.readouterr().out
+    assert "bench.attacks.badnets, bench.scene was another" in said and "To fill the gap" not in said
+
+
 def test_other_settings_are_another_cell(runs):  # noqa: F811
     assert states(runs, [*SWEEP, "selection.max_drop=5"]) == {"done": 12}
     assert states(runs, [*SWEEP, "selection.max_drop=2,5"]) == {"done": 12, "missing": 12}

@@ -3,15 +3,21 @@
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from filelock import FileLock
 from joblib.externals.loky.process_executor import TerminatedWorkerError
+from omegaconf import OmegaConf
 from submitit.core.utils import FailedJobError
-from test_bench import alone, bench, records
+from test_bench import QUICK, alone, bench, cards, records
 
 from bench import cli, config, machine, sweep
 from bench.errors import UserError
@@ -89,6 +95,43 @@ def test_launchers_are_presets_that_change_no_cell(tmp_path):
     )
     assert error.stat().st_mtime_ns == written
     assert len(records(tmp_path)) == 2 and not (tmp_path / ".sweeps").exists()
+
+
+@pytest.mark.parametrize(("target", "times"), [("x.BasicLauncher", 3), ("x.JoblibLauncher", 5)])
+def test_a_cell_is_composed_once_where_it_runs_in_the_same_process(target, times):
+    """Never twice the same object: a cell's settings are changed while it runs."""
+    composed = []
+
+    class Loader:
+        def load_sweep_config(self, master_config, sweep_overrides):
+            return composed.append(sweep_overrides) or object()
+
+    class Sweeper:
+        launcher = SimpleNamespace(launch=None)
+        config = OmegaConf.create({"hydra": {"launcher": {"_target_": target}}})
+        hydra_context = SimpleNamespace(config_loader=Loader())
+
+    sweep.compose_once(Sweeper, Loader)
+    Sweeper().validate_batch_is_legal([("a=1",), ("a=2",)])
+    cells = [Loader().load_sweep_config(Sweeper.config, words) for words in (["a=1"], ["a=1"], ["a=2"])]
+    assert len(set(map(id, cells))) == 3 and len(composed) == times
+
+
+def test_cells_whose_model_another_process_makes_come_last(tmp_path):
+    words = ["defense=none", *QUICK, f"runs={tmp_path}"]
+    assert bench("attack=badnets", *words)[0] == 0
+    ((card,), (record,)) = cards(tmp_path), tmp_path.rglob("record.json")
+    for folder in (card.parent, record.parent):
+        shutil.rmtree(folder)
+    lock = FileLock(card.parent.with_name(f".{card.parent.name}.lock"))
+    with ThreadPoolExecutor(1) as pool, lock:  # the lock is let go before the sweep is waited for
+        job = pool.submit(bench, "-m", "attack=badnets,blend", *words)
+        while not (found := records(tmp_path)) and not job.done():
+            time.sleep(0.1)
+        assert [r["attack"] for r in found] == ["blend"]
+    status, said = job.result()
+    assert status == 0 and len(records(tmp_path)) == 2
+    assert said.count("put off: another process is training this model") == 1 and not list(tmp_path.rglob("error.txt"))
 
 
 FAULTS = [

@@ -49,7 +49,8 @@ def run(root: Path, first: int) -> None:
                 continue
             note(root, "begin", model, defence)
             card = shelf.obtain(root / f"models/m{model}", "training", lambda m=model: train(root, m), fill)
-            files.write(folder / "curve.csv", f"at,acc\n1,{model * 10 + defence}\n" * 50)
+            curve = f"at,acc\n1,{model * 10 + defence}\n" * 50
+            files.write_all(folder, {"curve.csv": curve, "scores.csv": curve})
             numbers = dict.fromkeys(
                 ("acc_before", "asr", "asr_before", "ra", "ra_before", "seconds", "seconds_curve"), 1.0
             )

@@ -1,6 +1,7 @@
 #!/bin/bash
 # A real Slurm, with accounting, on this machine for as long as the test runs: the 3 x 3 demo by launcher=submitit_slurm,
-# held against a plain run; then a job is cancelled under a sweep, and the sweep has to say so. Ten minutes on two cores.
+# held against a plain run; a training that is told to stop and queued again, to the same bits; and a job that is cancelled under
+# a sweep, which has to say so. Ten minutes on two cores.
 #   bash tests/slurm/run.sh [FOLDER]       PYTHON=... for another interpreter; FOLDER keeps the results
 # Needs root on Debian or Ubuntu (it installs Slurm's own packages where they are missing); else it is skipped, with the reason.
 set -euo pipefail
@@ -128,3 +129,25 @@ cells=$(find "$into/cancelled" -name record.json | wc -l)
 "$python" bench/run.py "${words[@]}" defense=none,clp >> "$log" 2>&1
 [ "$(find "$into/cancelled" -name record.json | wc -l)" = 2 ] || { echo "the same command again did not finish:"; tail -n 5 "$log"; exit 1; }
 echo "scancel: said, the other cell kept, and the same command ran the one that was missing"
+
+# a job that is told to stop (as before its time limit, or when it is preempted): its training is kept, it is queued again by
+# itself, goes on, and ends with the same bits as one that nobody stopped
+words=(attack=none defense=none seed=12 threads=1 gate.max_drop=null train.epochs=150)
+"$python" bench/run.py "${words[@]}" "runs=$into/straight" > "$into/straight.log" 2>&1 || { tail -n 5 "$into/straight.log"; exit 1; }
+log=$into/requeued.log
+"$python" bench/run.py launcher=submitit_slurm "${words[@]}" "runs=$into/requeued" $one_core hydra.launcher.name=requeued > "$log" 2>&1 &
+sweep=$!
+lock() { find "$into/requeued/backdoors" -name '.*.lock' 2> /dev/null | head -n 1; }
+for _ in $(seq 480); do [ -n "$(lock)" ] && break; sleep 0.25; done
+sleep 3   # it trains
+job=$(squeue -h -r -t RUNNING --name=requeued -o %i)
+scancel --signal=USR2 "$job"
+for _ in $(seq 240); do squeue -h -r -t PENDING --name=requeued -o %i | grep -q . && break; sleep 0.25; done
+kept=$(find "$into/requeued/backdoors" -path '*.part/*.safetensors' | wc -l)
+for _ in $(seq 120); do scontrol update "JobId=$job" StartTime=now 2> /dev/null && break; sleep 0.5; done   # Slurm would wait two minutes
+status=0; wait "$sweep" || status=$?
+interruptions=$(grep -h '"interruptions"' "$into"/requeued/backdoors/*/*/*/*/card.json | tr -dc 0-9)
+[ "$status" = 0 ] && [ "$kept" = 1 ] && [ "$interruptions" = 1 ] && [ "$(sacct -n -X -D -j "$job" | wc -l)" = 2 ] \
+  || { echo "after USR2 to $job: exit status $status, $kept states kept, $interruptions interruptions"; tail -n 5 "$log"; exit 1; }
+"$python" tests/same_runs.py "$into/straight" "$into/requeued"
+echo "queued again: the training was kept, went on, and ended as the one that ran straight on"
