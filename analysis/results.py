@@ -6,15 +6,18 @@ No number in it is typed by hand: the same records give the same bytes.
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from analysis import attacks, claims, command, ledger, localisation, render, tables
 from analysis.ranks import LEVEL, ranks
+from analysis.report_tables import overrides
 from analysis.runs import Runs
 from analysis.sheets import Sheet, label, number
 
+VARIED = ("attack", "defense", "seed")
 HEAD = """# Results
 
 Made by `make results` from the records in [results/](results/README.md), which says for each folder how it was run, by which
@@ -40,6 +43,9 @@ def section(root: Path) -> Iterator[str]:
         return
     yield f"## {render.md(root.name)}"
     yield f"{len(runs.frame)} finished cells, {len(runs.problems)} that do not count. {commits(found)}"
+    if words := again(runs.frame["folder"]):
+        yield "Any cell again, with its attack, defence and seed filled in:"
+        yield "\n".join(f"    {command}" for command in words)
     yield "### Findings"
     for sheet in found:
         yield f"{render.md(label(sheet.dataset))}, {render.md(label(sheet.model))}:"
@@ -57,6 +63,14 @@ def commits(found: Sequence[Sheet]) -> str:
     names = sorted({str(c) for sheet in found if "commit" in sheet.rows for c in sheet.rows["commit"].dropna()})
     devices = sorted({str(d) for sheet in found if "device" in sheet.rows for d in sheet.rows["device"].dropna()})
     return render.md(f"Commits: {', '.join(names) or 'unknown'}. Devices: {', '.join(devices) or 'unknown'}.")
+
+
+def again(folders: Iterable[str]) -> list[str]:
+    """The commands that cells were started with, but for what differs from cell to cell; none where none was kept."""
+    kept = [overrides(Path(folder, ".hydra", "overrides.yaml")) for folder in folders]
+    shared = {tuple(word for word in words if word.partition("=")[0] not in VARIED) for words in kept if words}
+    blank = [f"{name}={name.upper()}" for name in VARIED]
+    return [f"python bench/run.py {shlex.join([*words, *blank])}" for words in sorted(shared)]
 
 
 def compared(sheet: Sheet) -> Iterator[str]:

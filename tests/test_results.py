@@ -37,6 +37,15 @@ def test_results_are_regenerated_byte_for_byte():
     assert results.page(ROOT / "results") == (ROOT / "RESULTS.md").read_text(encoding="utf-8")
 
 
+def test_the_page_says_how_any_cell_is_made_again(runs):
+    assert "Any cell again" not in results.page(runs.parent)  # nothing was kept of how these were started
+    for number, cell in enumerate(sorted(runs.glob("*/*/*/*/*"))):
+        words = ["attack=badnets", "defense=clp", f"seed={number}", "scale=cpu", "dataset.root=my images"]
+        (cell / ".hydra" / "overrides.yaml").write_text("".join(f"- {word}\n" for word in words))
+    line = "\n    python bench/run.py scale=cpu 'dataset.root=my images' attack=ATTACK defense=DEFENSE seed=SEED\n"
+    assert results.page(runs.parent).count(line) == 1
+
+
 def test_every_claim_is_about_what_the_bench_has():
     for claim in claims.claims():
         assert set(claim["attacks"]) <= set(choices("attack")) and claim["defense"] in choices("defense")
