@@ -143,15 +143,14 @@ if wanted requeue; then
 words=(attack=none defense=none seed=12 threads=1 gate.max_drop=null train.epochs=${EPOCHS:-100})
 "$python" bench/run.py "${words[@]}" "runs=$into/straight" > "$into/straight.log" 2>&1 || { tail -n 5 "$into/straight.log"; exit 1; }
 log=$into/requeued.log
-"$python" bench/run.py launcher=submitit_slurm "${words[@]}" "runs=$into/requeued" $one_core hydra.launcher.name=requeued > "$log" 2>&1 &
+"$python" bench/run.py launcher=submitit_slurm "${words[@]}" checkpoint=0.02 "runs=$into/requeued" $one_core hydra.launcher.name=requeued > "$log" 2>&1 &
 sweep=$!
-lock() { find "$into/requeued/backdoors" -name '.*.lock' 2> /dev/null | head -n 1; }
-for _ in $(seq 480); do [ -n "$(lock)" ] && break; sleep 0.25; done
-sleep 3   # it trains
+states() { find "$into/requeued/backdoors" -path '*.part/*.safetensors' 2> /dev/null | wc -l; }
+for _ in $(seq 1200); do [ "$(states)" -gt 0 ] && break; sleep 0.1; done   # it trains, and keeps its state every second
 job=$(squeue -h -r -t RUNNING --name=requeued -o %i)
 scancel --signal=USR2 "$job"
 for _ in $(seq 240); do squeue -h -r -t PENDING --name=requeued -o %i | grep -q . && break; sleep 0.25; done
-kept=$(find "$into/requeued/backdoors" -path '*.part/*.safetensors' | wc -l)
+kept=$(states)
 for _ in $(seq 120); do scontrol update "JobId=$job" StartTime=now 2> /dev/null && break; sleep 0.5; done   # Slurm would wait two minutes
 status=0; wait "$sweep" || status=$?
 interruptions=$(grep -h '"interruptions"' "$into"/requeued/backdoors/*/*/*/*/card.json | tr -dc 0-9)
