@@ -32,7 +32,7 @@ plots: $(STAMP)  ## curves, trade-offs, heat map, layers, cost and ranks of all 
 ledger: $(STAMP)  ## published numbers beside ours, here and in runs/tables
 	@$(BIN)/python -m analysis.ledger --runs $(RUNS)
 
-status: $(STAMP)  ## where the last sweep stands: done, running, failed, stale, missing, and the command that fills the gap
+status: $(STAMP)  ## where the last sweep stands: done, suspect, running, failed, stale, missing, and the command that fills the gap
 	@$(BIN)/python -m analysis.status --runs $(RUNS)
 
 gallery: $(STAMP)  ## what each stored attack does to images, in runs/gallery

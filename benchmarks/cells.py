@@ -88,7 +88,7 @@ def cells(quick: bool, threads: int | None) -> dict[str, Any]:
              f"{trained} models trained (one per attack, and a clean one to compare with), imports included; {spread}"),
         fact("the same, warm", warm, None if quick else 6.0, "all cells finished: nothing is trained or evaluated"),
         fact("one more cell", each, None if quick else 0.3,
-             "Hydra, data, loading and verifying two models, one evaluation, files; no defence"),
+             "Hydra, data, loading and verifying a model, one evaluation, files; no defence"),
         fact("import of all that a cell needs", starts["all"], None if quick else 2.5, "torch is most of it"),
         fact("import of what a finished cell needs", starts["finished"], None, "Hydra is most of it"),
     ]  # fmt: skip

@@ -2,7 +2,8 @@
 # A real Slurm, with accounting, on this machine for as long as the test runs: the 3 x 3 demo by launcher=submitit_slurm,
 # held against a plain run; a training that is told to stop and queued again, to the same bits; and a job that is cancelled under
 # a sweep, which has to say so. Ten minutes on two cores.
-#   bash tests/slurm/run.sh [FOLDER]       PYTHON=... for another interpreter; FOLDER keeps the results
+#   bash tests/slurm/run.sh [FOLDER]       PYTHON=... for another interpreter; FOLDER keeps the results; ONLY=demo, cancel or
+#   requeue for one of the three
 # Needs root on Debian or Ubuntu (it installs Slurm's own packages where they are missing); else it is skipped, with the reason.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -112,8 +113,13 @@ until_ready slurmd bash -c '[ "$(sinfo -h -o %T)" = idle ]'
 sinfo
 
 one_core="hydra.launcher.cpus_per_task=1 hydra.launcher.mem_gb=1 hydra.launcher.gpus_per_node=1 hydra.launcher.timeout_min=60"
+mkdir -p "$into"
+wanted() { [ -z "${ONLY:-}" ] || [ "$ONLY" = "$1" ]; }
+if wanted demo; then
 LAUNCHER_WORDS=$one_core PYTHON=$python bash "$repo/tests/launchers.sh" "$into" submitit_slurm
+fi
 
+if wanted cancel; then
 # a job that is cancelled: the others go on, the sweep ends, says so, and the same command runs what is missing
 words=(launcher=submitit_slurm attack=none seed=11 threads=1 gate.max_drop=null train.epochs=100 "runs=$into/cancelled" $one_core hydra.launcher.name=cancelled)
 log=$into/cancelled.log
@@ -129,21 +135,22 @@ cells=$(find "$into/cancelled" -name record.json | wc -l)
 "$python" bench/run.py "${words[@]}" defense=none,clp >> "$log" 2>&1
 [ "$(find "$into/cancelled" -name record.json | wc -l)" = 2 ] || { echo "the same command again did not finish:"; tail -n 5 "$log"; exit 1; }
 echo "scancel: said, the other cell kept, and the same command ran the one that was missing"
+fi
 
+if wanted requeue; then
 # a job that is told to stop (as before its time limit, or when it is preempted): its training is kept, it is queued again by
 # itself, goes on, and ends with the same bits as one that nobody stopped
-words=(attack=none defense=none seed=12 threads=1 gate.max_drop=null train.epochs=150)
+words=(attack=none defense=none seed=12 threads=1 gate.max_drop=null train.epochs=${EPOCHS:-100})
 "$python" bench/run.py "${words[@]}" "runs=$into/straight" > "$into/straight.log" 2>&1 || { tail -n 5 "$into/straight.log"; exit 1; }
 log=$into/requeued.log
-"$python" bench/run.py launcher=submitit_slurm "${words[@]}" "runs=$into/requeued" $one_core hydra.launcher.name=requeued > "$log" 2>&1 &
+"$python" bench/run.py launcher=submitit_slurm "${words[@]}" checkpoint=0.02 "runs=$into/requeued" $one_core hydra.launcher.name=requeued > "$log" 2>&1 &
 sweep=$!
-lock() { find "$into/requeued/backdoors" -name '.*.lock' 2> /dev/null | head -n 1; }
-for _ in $(seq 480); do [ -n "$(lock)" ] && break; sleep 0.25; done
-sleep 3   # it trains
+states() { find "$into/requeued/backdoors" -path '*.part/*.safetensors' 2> /dev/null | wc -l; }
+for _ in $(seq 1200); do [ "$(states)" -gt 0 ] && break; sleep 0.1; done   # it trains, and keeps its state every second
 job=$(squeue -h -r -t RUNNING --name=requeued -o %i)
 scancel --signal=USR2 "$job"
 for _ in $(seq 240); do squeue -h -r -t PENDING --name=requeued -o %i | grep -q . && break; sleep 0.25; done
-kept=$(find "$into/requeued/backdoors" -path '*.part/*.safetensors' | wc -l)
+kept=$(states)
 for _ in $(seq 120); do scontrol update "JobId=$job" StartTime=now 2> /dev/null && break; sleep 0.5; done   # Slurm would wait two minutes
 status=0; wait "$sweep" || status=$?
 interruptions=$(grep -h '"interruptions"' "$into"/requeued/backdoors/*/*/*/*/card.json | tr -dc 0-9)
@@ -151,3 +158,4 @@ interruptions=$(grep -h '"interruptions"' "$into"/requeued/backdoors/*/*/*/*/car
   || { echo "after USR2 to $job: exit status $status, $kept states kept, $interruptions interruptions"; tail -n 5 "$log"; exit 1; }
 "$python" tests/same_runs.py "$into/straight" "$into/requeued"
 echo "queued again: the training was kept, went on, and ended as the one that ran straight on"
+fi
