@@ -24,4 +24,4 @@ def test_numbers_are_those_committed(method):
 @pytest.mark.parametrize("method", canary.METHODS)
 def test_rounding_explains_little(method):
     """Some numbers of some methods hang on a sign or a rank; no method's all do."""
-    assert sum(expected["within"] <= 0.02 for expected in KEPT[method].values()) >= 2
+    assert sum(expected["within"] <= 0.05 for expected in KEPT[method].values()) >= 2
