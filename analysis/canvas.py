@@ -143,7 +143,7 @@ class Canvas:
                         scalex=False, scaley=False,
                     )  # fmt: skip
         self.ax.add_collection(LineCollection(self.sides, colors="black", linewidths=0.8, zorder=2.5), autolim=False)
-        return self.page.finish()
+        return self.page
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from analysis.operating_point import SENTENCES
 from analysis.schema import AXES, read_text
 
 COLUMNS = ("at", "pruned", "acc", "asr", "ra")
-NAMES = [name for axis in AXES for name in (axis, f"{axis}_settings")] + ["seed", "where"]
+NAMES = [name for axis in AXES for name in (axis, f"{axis}_settings")] + ["seed"]
 COUNT = 1e9  # a model has fewer channels
 
 
@@ -56,7 +56,7 @@ def every(frame: pd.DataFrame, name: str, read: Callable[[Path], Any]) -> tuple[
 
 def beside(frame: pd.DataFrame, numbers: pd.DataFrame, lengths: Sequence[int]) -> pd.DataFrame:
     """The numbers, each with its cell's names."""
-    names = frame.reindex(columns=NAMES)
+    names = frame.reindex(columns=[*NAMES, "where"])
     return pd.concat([numbers, names.loc[names.index.repeat(lengths)].reset_index(drop=True)], axis=1)
 
 

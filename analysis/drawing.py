@@ -11,7 +11,6 @@ from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
-from analysis.letters import Letters, width
 from analysis.render import plain, write
 from analysis.sheets import BASELINES, Key, Sheet, label
 
@@ -28,8 +27,10 @@ NONE: Look = ("#777777", "*", "-")
 STYLE: Any = {
     "text.parse_math": False,  # names come from files: a $ is a dollar
     "svg.hashsalt": "backprune",  # the same records give the same bytes
-    "font.family": "DejaVu Sans",  # comes with matplotlib
+    "font.family": ["DejaVu Sans", "sans-serif"],  # the first comes with matplotlib
     "font.size": 9,
+    "pdf.fonttype": 42,  # text stays text, to be searched and copied
+    "svg.fonttype": "none",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -41,7 +42,7 @@ STYLE: Any = {
 }
 EDGE: dict[str, Any] = {"markeredgecolor": "black", "markeredgewidth": 0.6}
 ACROSS = 4  # panels in a row
-NUMBER = re.compile(r"[\d.()-]+")
+LETTER = 0.075  # inches, of a letter of the legend
 ROOM = (0.12, 0.12, 0.12, 0.32)
 UNDER = 0.42
 """Of panels that share the labels of the lowest: around each, and below all."""
@@ -106,9 +107,9 @@ class Page:
         self.width = max(5.0, self.columns * self.cell[0] + self.margin + self.right)
         self.title = fill(f"{text(self.sheet.dataset)}, {text(self.sheet.model)}", int(self.width / 0.1))
         self.sentence = fill(self.below, int(self.width / 0.068))
-        longest = max((width(name, 8) for name in self.legend), default=0.1)
-        self.ncols = max(1, min(len(self.legend), int(self.width / (0.65 + longest))))
-        lines = math.ceil(len(self.legend) / self.ncols) if self.legend else 0
+        longest = max(map(len, self.legend), default=1)
+        lines = math.ceil(len(self.legend) / max(1, int(self.width / (0.65 + longest * LETTER))))
+        self.ncols = math.ceil(len(self.legend) / max(1, lines))  # as even as they fit
         self.foot = 0.15 + self.under + 0.17 * (self.sentence.count("\n") + 1) + 0.19 * lines
         self.head = 0.1 + 0.2 * (self.title.count("\n") + 1)
         self.height = self.foot + self.head + self.rows * self.cell[1]
@@ -116,54 +117,38 @@ class Page:
         self.ax = self.figure.add_axes((0, 0, 1, 1))  # in inches
         self.ax.set(xlim=(0, self.width), ylim=(0, self.height))
         self.ax.set_axis_off()
-        self.letters = Letters()
-        self.said: dict[str, None] = {}
         self.text(self.width / 2, self.height - 0.2, self.title, 11)
-        for i, line in enumerate(self.sentence.split("\n")):
-            self.text(self.width / 2, self.foot - self.under - 0.12 - 0.17 * i, line, 8)
+        self.text(self.width / 2, self.foot - self.under - 0.04, self.sentence, va="top")
         self._legend()
 
     def _legend(self) -> None:
-        """Column by column, as evenly as they fit."""
-        if not self.legend:
-            return
-        rows = math.ceil(len(self.legend) / self.ncols)
-        columns = math.ceil(len(self.legend) / rows)
-        wide = 0.65 + max(width(name, 8) for name in self.legend)
-        left = (self.width - columns * wide) / 2 + 0.1
-        for i, (name, (colour, marker, line)) in enumerate(self.legend.items()):
-            column, row = divmod(i, rows)
-            x, y = left + column * wide, 0.12 + 0.19 * (rows - 1 - row)
-            xs, middle = [x, x + 0.15, x + 0.3], [1]
-            how: dict[str, Any] = {"marker": marker, "linestyle": line if self.line else "", "markevery": middle}
-            self.ax.plot(xs, [y] * 3, color=colour, **how, **EDGE, scalex=False, scaley=False)
-            self.text(x + 0.4, y, name, 8, "left")
+        from matplotlib.lines import Line2D
+
+        if self.legend:
+            handles = [
+                Line2D([], [], color=c, marker=m, linestyle=line if self.line else "", **EDGE)
+                for c, m, line in self.legend.values()
+            ]
+            self.figure.legend(
+                handles, list(self.legend), loc="lower center", bbox_to_anchor=(0.5, 0.0), ncols=self.ncols, fontsize=8,
+                handlelength=2.6, labelspacing=0.3, borderpad=0.3,
+            )  # fmt: skip
 
     def text(
-        self, x: float, y: float, text: str, size: float = 8, ha: str = "center", va: str = "center", angle: float = 0,
-        colour: str = "black",
+        self, x: float, y: float, text: str, size: float = 8, ha: str = "center", va: str = "center_baseline",
+        angle: float = 0, colour: str = "black",
     ) -> None:  # fmt: skip
-        """At a place in inches; `va` as if all letters were capitals."""
-        self.said[text] = None
-        if text.isascii():
-            self.letters.add(x, y, text, size, ha, va, angle, colour)
-        else:
-            how: dict[str, Any] = {"ha": ha, "va": va, "rotation": angle, "rotation_mode": "anchor", "color": colour}
-            self.ax.text(x, y, text, fontsize=size, zorder=4, **how)
+        """At a place in inches."""
+        how: dict[str, Any] = {"ha": ha, "va": va, "rotation": angle, "rotation_mode": "anchor", "color": colour}
+        self.ax.text(x, y, text, fontsize=size, zorder=4, **how)
 
     def title_above(self, box: Sequence[float], title: str) -> None:
         """Of a panel, which may have several lines."""
         x, y, wide, tall = box
-        for i, line in enumerate(reversed(title.split("\n"))):
-            self.text(x + wide / 2, y + tall + 0.08 + 0.16 * i, line, 9, va="bottom")
-
-    def finish(self) -> Page:
-        self.letters.draw(self.ax)
-        return self
+        self.text(x + wide / 2, y + tall + 0.06, title, 9, va="bottom")
 
     def save(self, out: Path, name: str, kinds: Sequence[str]) -> list[str]:
-        words = (text for text in self.said if text and not NUMBER.fullmatch(text))
-        return save(self.figure, out, name, kinds, " ".join(self.title.split()), " | ".join(words))
+        return save(self.figure, out, name, kinds, " ".join(self.title.split()))
 
     def boxes(self, place: int) -> list[tuple[float, float, float, float]]:
         """Left, bottom, width and height in inches of each of the axes of one panel, the upper first."""
@@ -180,12 +165,12 @@ class Page:
         return self.figure.add_axes((x / self.width, y / self.height, wide / self.width, tall / self.height))
 
 
-def save(figure: Figure, out: Path, name: str, kinds: Sequence[str], title: str = "", said: str = "") -> list[str]:
-    """Each without dates: the same records give the same bytes. `title`, `said`: also in vector files, to be searched."""
+def save(figure: Figure, out: Path, name: str, kinds: Sequence[str], title: str = "") -> list[str]:
+    """Each without dates: the same records give the same bytes. `title`: also in vector files."""
     facts: dict[str, dict[str, Any]] = {
         "png": {"Software": None},
-        "pdf": {"CreationDate": None, "Creator": None, "Producer": None, "Title": title, "Subject": said},
-        "svg": {"Date": None, "Creator": None, "Title": title, "Description": said},
+        "pdf": {"CreationDate": None, "Creator": None, "Producer": None, "Title": title},
+        "svg": {"Date": None, "Creator": None, "Title": title},
     }
     for kind in kinds:
         data = io.BytesIO()

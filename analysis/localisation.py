@@ -16,8 +16,10 @@ import pandas as pd
 from analysis import channels, command, plots, render
 from analysis.bounds import draw_bounds
 from analysis.channels import SHARE, Elsewhere, measure, read_channels
+from analysis.curves import NAMES
 from analysis.drawing import STYLE, slugs
 from analysis.index import Index
+from analysis.kept import Kept, digest
 from analysis.load import Problem, reason
 from analysis.render import Entry, Grid, Table
 from analysis.runs import Runs
@@ -206,24 +208,33 @@ def make(root: Path | Runs, share: float = SHARE, out: Path | None = None) -> tu
     if not made:
         return {}, problems
     if out:
-        problems = [*problems, *draw(runs, rows, out)]
+        problems = [*problems, *draw(runs, rows, out)[1]]
     hidden = {"what", "elsewhere", "curve"}
     kept = [{k: v for k, v in row.items() if k not in hidden} for row in rows if "what" not in row]
     return {"localisation.md": render.markdown(made, []), "localisation.csv": render.csv_text(kept)}, problems
 
 
-def draw(runs: Runs, rows: Sequence[Mapping[str, Any]], out: Path, kinds: Sequence[str] = plots.KINDS) -> list[Problem]:
-    """A figure for each data set and network; returns what could not be read on the way."""
+def draw(
+    runs: Runs, rows: Sequence[Mapping[str, Any]], out: Path, kinds: Sequence[str] = plots.KINDS
+) -> tuple[list[str], list[Problem]]:
+    """A figure for each data set and network; the files, and what could not be read on the way."""
     import matplotlib as mpl
 
     drawn = {row["where"] for row in rows if "what" not in row}
     points, unread = runs.curves
     points = points[points["where"].isin(drawn)]
+    kept, names = Kept(out), []
     with mpl.rc_context(STYLE):
         for sheet, slug in zip(runs.sheets, slugs(runs.sheets), strict=True):
-            if page := draw_bounds(sheet, used(sheet, rows), plots.of(points, sheet)):
-                page.save(out, f"localisation{slug}", kinds)
-    return [problem for problem in unread if problem.where.rpartition("/")[0] in drawn]
+            own, curves, name = used(sheet, rows), plots.of(points, sheet), f"localisation{slug}"
+            source = digest(sheet.dataset, sheet.model, sheet.rows, sheet.lost, own, curves.drop(columns=NAMES))
+            if stale := kept.stale(name, kinds, source):
+                if page := draw_bounds(sheet, own, curves):
+                    page.save(out, name, stale)
+                kept.note(name, stale, source, page is not None)
+            names += kept.names(name, kinds)
+    kept.save()
+    return names, [problem for problem in unread if problem.where.rpartition("/")[0] in drawn]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -69,7 +69,9 @@ def table(sheet: Sheet, rule: str, gap: bool, by: str = "defenses") -> Table:
         rows = [[Entry(label(d)), sees(sheet, d), *(column(d) for column in columns.values())] for d in defenses]
         more = [("Over the attacks", Grid([("", ["defence", "sees", *columns])], rows, 2, name.heads))]
     seeds = [[Entry(label(d)), *(Entry(cells[d][a].each_asr(rule)) for a in sheet.attacks)] for d in defenses]
-    each = Grid([("", ["defence", *map(label, sheet.attacks)])], seeds, 1 + len(sheet.attacks), name.heads)
+    each = Grid(
+        [("", ["defence"]), *(("", [label(a)]) for a in sheet.attacks)], seeds, 1 + len(sheet.attacks), name.heads
+    )
     return Table(
         f"{label(sheet.dataset)}, {label(sheet.model)}: {rule}",
         list(caption(sheet, rule)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace  # a copy without what was cached
 from multiprocessing import get_context
@@ -13,7 +13,9 @@ from pathlib import Path
 import pandas as pd
 
 from analysis import command
+from analysis.curves import NAMES
 from analysis.drawing import STYLE, Page, slugs
+from analysis.kept import Kept, digest
 from analysis.lines import draw_counts, draw_thresholds
 from analysis.load import Problem
 from analysis.operating_point import SENTENCES
@@ -39,40 +41,64 @@ WORKERS = 3  # each holds 0.2 GiB
 
 def draw(
     runs: Runs, rule: str, out: Path, only: Sequence[str] = tuple(PLOTS), kinds: Sequence[str] = KINDS
-) -> tuple[list[str], list[Problem]]:
-    """The plots named in `only`, a file for each data set and network; the files written, and problems met on the way.
+) -> tuple[list[str], int, list[Problem]]:
+    """The plots named in `only`, a file for each data set and network; their files, how many of them lay there already and were
+    kept, and problems met on the way.
 
     A plot that there is nothing for is left out. A large sweep is drawn in several processes.
     """
     none: tuple[pd.DataFrame, list[Problem]] = (pd.DataFrame(), [])
     points, unread = runs.curves if {"curves", "thresholds"} & set(only) else none
     pruned, more = runs.layers if "layers" in only else none
-    jobs = [
-        (replace(sheet), slug, of(points, sheet), of(pruned, sheet), rule, out, only, kinds)
-        for sheet, slug in zip(runs.sheets, slugs(runs.sheets), strict=True)
-    ]
+    kept, jobs, sources = Kept(out), [], {}
+    for sheet, slug in zip(runs.sheets, slugs(runs.sheets), strict=True):
+        along, within = of(points, sheet), of(pruned, sheet)
+        rows = {"curves": along, "thresholds": along, "layers": within}
+        lines, layers = (digest(own.drop(columns=NAMES, errors="ignore")) for own in (along, within))
+        digests = {"curves": lines, "thresholds": lines, "layers": layers}
+        base = digest(sheet.dataset, sheet.model, sheet.rows, sheet.lost, rule)
+        todo = {}
+        for name in only:
+            sources[name + slug] = source = digest(base, name, digests.get(name))
+            if stale := kept.stale(name + slug, kinds, source):
+                todo[name] = stale
+        if todo:
+            jobs.append(
+                (replace(sheet), slug, {name: rows.get(name, pd.DataFrame()) for name in todo}, rule, out, todo)
+            )
     workers = min(len(jobs), cores(), WORKERS)
     if len(runs.frame) < MANY or workers < 2:
-        names = [name for job in jobs for name in draw_sheet(*job)]
+        made = [draw_sheet(*job) for job in jobs]
     else:
         with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-            names = [name for part in pool.map(draw_sheet, *zip(*jobs, strict=True)) for name in part]
-    return names, [*unread, *more]
+            made = list(pool.map(draw_sheet, *zip(*jobs, strict=True)))
+    new = 0
+    for job, there in zip(jobs, made, strict=True):
+        for name, stale in job[-1].items():
+            kept.note(name + job[1], stale, sources[name + job[1]], name in there)
+            new += len(stale) if name in there else 0
+    if jobs:
+        kept.save()
+    names = [name for stem in sources for name in kept.names(stem, kinds)]
+    return names, len(names) - new, [*unread, *more]
 
 
 def draw_sheet(
-    sheet: Sheet, slug: str, points: pd.DataFrame, pruned: pd.DataFrame, rule: str, out: Path, only: Sequence[str],
-    kinds: Sequence[str],
-) -> list[str]:  # fmt: skip
-    """The plots of one data set and network; the files written."""
+    sheet: Sheet, slug: str, rows: Mapping[str, pd.DataFrame], rule: str, out: Path, todo: Mapping[str, Sequence[str]]
+) -> list[str]:
+    """Plots of one data set and network. `rows`, `todo`: plot -> what it is drawn from, and as which kinds of file.
+
+    Returns those that there was something to draw for.
+    """
     import matplotlib as mpl
 
-    names: list[str] = []
+    there = []
     with mpl.rc_context(STYLE):
-        for name in only:
-            if page := PLOTS[name](sheet, pruned if name == "layers" else points, rule):
-                names += page.save(out, f"{name}{slug}", kinds)
-    return names
+        for name, kinds in todo.items():
+            if page := PLOTS[name](sheet, rows[name], rule):
+                page.save(out, name + slug, kinds)
+                there.append(name)
+    return there
 
 
 def cores() -> int:
@@ -100,12 +126,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return command.no_cell(options.runs)
     out = options.out or options.runs / "plots"
     try:
-        names, unread = draw(runs, options.select, out, options.only, options.kinds)
+        names, kept, unread = draw(runs, options.select, out, options.only, options.kinds)
     except OSError as error:
         return command.no_room(out, error)
     for problem in [*runs.problems, *unread]:
         print(plain(str(problem)), file=sys.stderr)
-    print(f"In {out}: {', '.join(names) or 'nothing to draw'}.")
+    same = f" {kept} of them were there already, drawn from the same records." if kept else ""
+    print(f"In {out}: {', '.join(names) or 'nothing to draw'}.{same}")
     return 0
 
 

@@ -86,7 +86,7 @@ def draw_ranks(sheet: Sheet, points: pd.DataFrame, rule: str) -> Page | None:
     cliques = found.cliques
     tall = 0.55 + 0.13 * len(cliques) + 0.2 * half
     longest = max(len(name_of(sheet, d)) for d in order)
-    side = min(3.2, 0.35 + 0.085 * longest)
+    side = min(3.4, 0.6 + 0.085 * longest)
     page = Page(sheet, below, {}, 1, (4.2, tall), (side, 0.1, side, 0.1), margin=0)
     ax = page.panel(0)
     ax.set_xlim(k, 1)
@@ -115,4 +115,4 @@ def draw_ranks(sheet: Sheet, points: pd.DataFrame, rule: str) -> Page | None:
             f"{name_of(sheet, defense)[:36]} ({rank:.1f})" if best else f"({rank:.1f}) {name_of(sheet, defense)[:36]}"
         )
         ax.text(end, y, f" {shown} ", ha="left" if best else "right", va="center", fontsize=8, clip_on=False)
-    return page.finish()
+    return page

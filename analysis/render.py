@@ -38,24 +38,33 @@ class Grid:
 
 
 WIDEST, BLOCK = 30, 17  # columns that can be read side by side on a screen or page; of each part where there are more
+LETTERS = 7  # of a column of texts, which count as one column of numbers
 
 
 def blocks(grid: Grid) -> list[Grid]:
     """A wide grid as several below each other, each with the first group's columns; a group of columns is never torn."""
-    (first, *groups), texts = grid.groups, len(grid.groups[0][1])
-    if len(grid.columns) <= WIDEST or texts != grid.texts:
+    (first, *groups), kept = grid.groups, len(grid.groups[0][1])
+    if grid.texts < kept:
+        return [grid]
+    longest = [max((len(row[i].text) for row in grid.rows), default=0) for i in range(kept, grid.texts)]
+    wide = [1.0] * kept + [max(1.0, length / LETTERS) for length in longest]
+    wide += [1.0] * (len(grid.columns) - len(wide))
+    if sum(wide) <= WIDEST:
         return [grid]
     parts: list[list[int]] = [[]]
-    starts = [texts + sum(len(columns) for _, columns in groups[:i]) for i in range(len(groups))]
-    for i, (_, columns) in enumerate(groups):
-        if parts[-1] and texts + sum(len(groups[j][1]) for j in parts[-1]) + len(columns) > BLOCK:
+    starts = [kept + sum(len(columns) for _, columns in groups[:i]) for i in range(len(groups))]
+    spans = [range(start, start + len(columns)) for start, (_, columns) in zip(starts, groups, strict=True)]
+    for i in range(len(groups)):
+        if parts[-1] and kept + sum(wide[c] for j in (*parts[-1], i) for c in spans[j]) > BLOCK:
             parts.append([])
         parts[-1].append(i)
-    kept = [[*range(texts), *(starts[i] + k for i in part for k in range(len(groups[i][1])))] for part in parts]
-    return [
-        Grid([first, *(groups[i] for i in part)], [[row[c] for c in columns] for row in grid.rows], texts, grid.heads)
-        for part, columns in zip(parts, kept, strict=True)
-    ]
+    found = []
+    for part in parts:
+        columns = [*range(kept), *(c for i in part for c in spans[i])]
+        rows = [[row[c] for c in columns] for row in grid.rows]
+        texts = sum(c < grid.texts for c in columns)
+        found.append(Grid([first, *(groups[i] for i in part)], rows, texts, grid.heads))
+    return found
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from analysis import command, ledger, localisation, plots, report_tables, tables
 from analysis.channels import SHARE
-from analysis.index import Index
+from analysis.index import WORTH, Index
 from analysis.load import Problem
 from analysis.operating_point import SENTENCES
 from analysis.page import page, picture
@@ -57,11 +59,18 @@ def make(root: Path | Runs, select: str) -> tuple[str, list[Problem]]:
 
 
 def drawn(runs: Runs, select: str, measured: Rows) -> tuple[list[dict[str, str]], list[Problem]]:
-    """All plots as pictures."""
-    with tempfile.TemporaryDirectory() as folder:
-        _, unread = plots.draw(runs, select, Path(folder), kinds=("svg",))
-        more = localisation.draw(runs, measured, Path(folder), kinds=("svg",)) if measured else []
-        pictures = [picture(path.stem, path.read_bytes(), "svg+xml") for path in sorted(Path(folder).glob("*.svg"))]
+    """All plots as pictures; those of a large sweep stay in a hidden folder under the runs, for the next report."""
+    with ExitStack() as stack:
+        folder = runs.root / f".pictures-{select}"
+        if len(runs.frame) < WORTH or folder.is_symlink() or not os.access(runs.root, os.W_OK):
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        names, _, unread = plots.draw(runs, select, folder, kinds=("svg",))
+        bounds, more = localisation.draw(runs, measured, folder, kinds=("svg",)) if measured else ([], [])
+        kept = {*names, *bounds}
+        for path in folder.glob("*.svg"):
+            if path.name not in kept:  # of an earlier report
+                path.unlink()
+        pictures = [picture(Path(name).stem, (folder / name).read_bytes(), "svg+xml") for name in sorted(kept)]
     return pictures, [*unread, *more]
 
 

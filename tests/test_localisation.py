@@ -137,7 +137,7 @@ def test_the_table_of_a_sweep(runs, capsys):
     assert said == (runs / "localisation" / "localisation.md").read_text()
     assert set(rows(runs)) == {(a, d, s) for a in ("badnets", "blend") for d in ("clp", "rnp") for s in "23"}
     assert line(runs, "clp").count("**1.00 ± 0.00**") == 2 and line(runs, "clp").count("1.00 ± 0.00") == 6
-    assert {p.suffix for p in (runs / "localisation").iterdir()} == {".md", ".csv", ".png", ".pdf", ".svg"}
+    assert {p.suffix for p in (runs / "localisation").glob("[!.]*")} == {".md", ".csv", ".png", ".pdf", ".svg"}
     assert "**" not in line(runs, "rnp") and "2 of 200" in said and "| none" not in said
 
 

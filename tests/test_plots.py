@@ -28,7 +28,7 @@ def test_plots_are_made_and_are_the_same_each_time(runs, tmp_path, capsys):  # n
     (cells(runs, "blend", "clp", 2)[0] / "layers.csv").write_text(LAYERS)
     for out, some in (("one", []), ("two", ["--kinds", "svg", "pdf"])):
         assert plots.main(["--runs", str(runs), "--out", str(tmp_path / out), *some]) == 0
-    names = sorted(p.name for p in (tmp_path / "one").iterdir())
+    names = sorted(p.name for p in (tmp_path / "one").glob("[!.]*"))
     assert names == [
         f"{plot}.{kind}" for plot in sorted(set(plots.PLOTS) - {"ranks"}) for kind in ("pdf", "png", "svg")
     ]
@@ -36,6 +36,31 @@ def test_plots_are_made_and_are_the_same_each_time(runs, tmp_path, capsys):  # n
         data = (tmp_path / "one" / name).read_bytes()
         assert name.endswith("png") or data == (tmp_path / "two" / name).read_bytes(), name
         assert data.startswith({"pdf": b"%PDF", "png": b"\x89PNG", "svg": b"<?xml"}[name[-3:]])
+
+
+def test_only_pictures_that_would_change_are_drawn_again(runs, tmp_path, capsys):  # noqa: F811
+    out = tmp_path / "out"
+
+    def drawn(*some):
+        """The pictures that the command has touched."""
+        before = {p.name: p.stat().st_ctime_ns for p in out.glob("[!.]*")}
+        assert plots.main(["--runs", str(runs), "--out", str(out), "--kinds", "png", "svg", *some]) == 0
+        return {p.name for p in out.glob("[!.]*") if p.stat().st_ctime_ns != before.get(p.name)}
+
+    every = drawn()
+    whole = (out / "heatmap.svg").read_bytes()
+    capsys.readouterr()
+    assert len(every) == 10 and drawn() == set() and "10 of them were there already" in capsys.readouterr().out
+    (out / "heatmap.svg").write_bytes(whole[:-9])
+    (out / "cost.png").unlink()
+    assert drawn() == {"heatmap.svg", "cost.png"} and (out / "heatmap.svg").read_bytes() == whole
+    curve = cells(runs, "blend", "clp", 2)[0] / "curve.csv"
+    curve.write_text("".join(curve.read_text().splitlines(keepends=True)[:-1]))
+    assert drawn() == {f"{plot}.{kind}" for plot in ("curves", "thresholds") for kind in ("png", "svg")}
+    change(cells(runs, "blend", "clp", 2)[0], asr_clean_drop=1.0)
+    assert "heatmap.png" in drawn() and drawn("--select", "fixed") == every
+    (out / ".drawn.json").write_text('{"heatmap.png": 3, ')
+    assert drawn("--select", "fixed") == every
 
 
 @pytest.mark.filterwarnings("error")
@@ -53,7 +78,7 @@ def test_without_pruners_there_are_no_curves(runs, tmp_path):  # noqa: F811
         for folder in cells(runs, defense=defense):
             shutil.rmtree(folder)
     assert plots.main(["--runs", str(runs), "--out", str(tmp_path / "out")]) == 0
-    assert {p.stem for p in (tmp_path / "out").iterdir()} == {"tradeoff", "heatmap"}
+    assert {p.stem for p in (tmp_path / "out").glob("[!.]*")} == {"tradeoff", "heatmap"}
 
 
 def test_of_many_curves_the_seed_in_the_middle_is_drawn(runs):  # noqa: F811

@@ -12,7 +12,7 @@ import browser
 import pandas as pd
 import pytest
 
-from analysis import ledger, report
+from analysis import ledger, plots, report
 from analysis.load import load, read
 from analysis.page import page
 from analysis.render import plain
@@ -90,6 +90,15 @@ def test_nothing_on_the_page_can_run_or_load_anything(text):
 def test_the_same_records_give_the_same_page(monkeypatch):
     monkeypatch.setattr(report, "drawn", lambda *_: ([], []))  # pictures have a test of their own
     assert report.make(GOLDEN, "fixed") == report.make(GOLDEN, "fixed")
+
+
+def test_pictures_of_a_large_sweep_are_drawn_once(made, monkeypatch):
+    monkeypatch.setattr(report, "WORTH", 1)
+    first = report.make(made, "fixed")
+    (made / ".pictures-fixed" / "gone.svg").write_text("of an earlier report")
+    monkeypatch.setattr(plots, "draw_sheet", None)
+    assert report.make(made, "fixed") == first and len(data(first[0])["pictures"]) > 3
+    assert not (made / ".pictures-fixed" / "gone.svg").exists()
 
 
 def test_no_cell_is_said(tmp_path, capsys):

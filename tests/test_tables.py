@@ -30,7 +30,14 @@ def copy(runs: Path, defense: str, name: str, **values) -> None:  # noqa: F811
         change(new, defense=name, **values)
 
 
-@pytest.mark.skipif(not shutil.which("pdflatex"), reason="no TeX engine: apt-get install texlive-latex-recommended")
+def booktabs() -> bool:
+    """Whether a TeX engine is here that has it: texlive-latex-base alone has not."""
+    if not (shutil.which("pdflatex") and shutil.which("kpsewhich")):
+        return False
+    return subprocess.run(["kpsewhich", "booktabs.sty"], capture_output=True).returncode == 0
+
+
+@pytest.mark.skipif(not booktabs(), reason="no TeX engine with booktabs: apt-get install texlive-latex-recommended")
 @pytest.mark.parametrize("by", ["defenses", "attacks"])
 def test_latex_compiles(runs, tmp_path_factory, by):  # noqa: F811
     copy(runs, "rnp", "hostile", channels=None)
@@ -155,3 +162,11 @@ def test_a_wide_grid_is_set_in_parts_and_loses_nothing():
     assert [name for part in parts for name in part.columns[2:]] == Grid(groups, [row], 2).columns[2:]
     narrow = Grid(groups[:6], [row[:17]], 2)
     assert blocks(narrow) == [narrow]
+
+
+def test_many_seeds_of_many_attacks_are_set_in_parts_too():
+    groups, row = [("", ["defence"])] + [("", [f"a{i}"]) for i in range(12)], [Entry("clp")]
+    row += [Entry("100.0, 100.0, 100.0") for _ in range(12)]
+    parts = blocks(Grid(groups, [row], 13))
+    assert [(part.columns[0], part.texts) for part in parts] == [("defence", 6)] * 2 + [("defence", 3)]
+    assert [name for part in parts for name in part.columns[1:]] == [f"a{i}" for i in range(12)]
