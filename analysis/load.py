@@ -10,15 +10,16 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from analysis import schema, settings
 from analysis.index import Index
 from analysis.revisions import stale
 from analysis.schema import AXES, read_record
 from analysis.settings import read_settings, set_apart
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MADE = {"tables", "plots", "gallery", "report", "dashboards", "localisation"}
 SKIP = {"backdoors", "cache"} | MADE  # under the root: no cells
@@ -50,6 +51,8 @@ def load(root: str | Path) -> tuple[pd.DataFrame, list[Problem]]:
 
 def gather(root: str | Path) -> tuple[pd.DataFrame, list[Problem], dict[str, settings.Settings]]:
     """As `load`, and the settings of every cell by its place (`where`)."""
+    import pandas as pd  # half a second, which analysis.status does without
+
     rows, problems = read(Path(root))
     placed = [row for row in rows if "seed" in row]
     problems += [Problem(row["kind"], row["where"], row["what"]) for row in rows if "seed" not in row]

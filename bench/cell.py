@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from analysis import schema
-from bench import files
+from bench import faults, files
 from bench.cli import one_cell, sentence
 from bench.errors import UserError
 
@@ -46,6 +47,21 @@ def read(folder: Path, mine: bool = False, beside: Sequence[str] = ()) -> dict[s
                 files.set_aside(path).name,
             )
         return None
+
+
+def finish(folder: Path, beside: Mapping[str, str], record: Mapping[str, Any]) -> bool:
+    """Writes the files `beside` the record, by name, and then the record, whole and with their digests: the cell is done.
+
+    False: there was a record already, of a process that the lock did not keep out. It stays, and so does what is beside it.
+    """
+    faults.hit("record.write")
+    path = folder / "record.json"
+    files.write_all(folder, beside, unless=path)
+    above = folder.absolute().parents[:5]  # Hydra made the folder, and those above it up to `runs`
+    files.settle(*(parent for parent in above if os.access(parent, os.R_OK)))
+    found = {f"digest_{name}": folder / f"{name}.csv" for name in ("curve", "scores")}
+    digests = {name: files.sha256(place) for name, place in found.items() if place.exists()}
+    return files.publish(path, json.dumps({**record, **digests}, indent=1, allow_nan=False) + "\n")
 
 
 @contextmanager

@@ -18,7 +18,7 @@ passed: Counter[str] = Counter()
 def hit(name: str) -> bool:
     """Passes the place `name`. True: the write that follows is to be cut short.
 
-    Actions: kill, term, int (signals to this process), hang (two seconds), short, or a name of `errno` such as ENOSPC,
+    Actions: kill, term, int, stop (signals to this process), hang (two seconds), short, or a name of `errno` such as ENOSPC,
     which is raised as OSError; any other word only counts.
     """
     if armed is None:
@@ -30,7 +30,7 @@ def hit(name: str) -> bool:
     passed["matching"] += 1
     if passed["matching"] != int(nth[0] if nth else 1):
         return False
-    signals = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "int": signal.SIGINT}
+    signals = {"kill": signal.SIGKILL, "term": signal.SIGTERM, "int": signal.SIGINT, "stop": signal.SIGSTOP}
     if action in signals:
         os.kill(os.getpid(), signals[action])
     elif action == "hang":

@@ -76,10 +76,11 @@ def write(path: Path, content: str | bytes, sync: bool = True) -> None:
         settle(path.parent)
 
 
-def write_all(folder: Path, contents: Mapping[str, str | bytes]) -> None:
+def write_all(folder: Path, contents: Mapping[str, str | bytes], unless: Path | None = None) -> None:
     """Makes or replaces several files in a folder, each as `write` does, by name. All are on the disk when it returns.
 
-    They are synced side by side, which a disk does about as fast as one.
+    They are synced side by side, which a disk does about as fast as one. Once `unless` is there none is replaced any more;
+    it is looked for right before each of them.
     """
     make_folder(folder)
     made: dict[Path, Path] = {}
@@ -90,7 +91,10 @@ def write_all(folder: Path, contents: Mapping[str, str | bytes]) -> None:
         settle(*made.values())
         for path, temporary in made.items():
             faults.hit("write.replace")
-            os.replace(temporary, path)
+            if unless and os.path.lexists(unless):
+                _remove(temporary)
+            else:
+                os.replace(temporary, path)
     except BaseException:
         for temporary in made.values():
             _remove(temporary)

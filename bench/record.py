@@ -5,18 +5,15 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from analysis.operating_point import SENTENCES, choose
 from analysis.revisions import stated
-from bench import PROTOCOL, faults, files
+from bench import PROTOCOL, cell
 from bench.attacks.base import Backdoor
-from bench.cell import SCHEMA
 from bench.curve import COLUMNS
 from bench.metrics import Metrics, der
 from bench.pruning import Scores
@@ -79,20 +76,12 @@ def origin(backdoor: Backdoor, settings: Mapping[str, Any], repeat: str) -> dict
 
 def write(folder: Path, record: dict[str, Any], curve: Sequence[Mapping[str, Any]], scores: Scores | None) -> None:
     """All files of a finished cell; record.json last, whole, and never in place of another."""
-    faults.hit("record.write")
     beside = {"curve.csv": table(COLUMNS, ([row[c] for c in COLUMNS] for row in curve))}
     if scores is not None:
         rows = ([layer, i, v] for layer, values in scores.items() for i, v in enumerate(values.tolist()))
         beside["scores.csv"] = table(("layer", "channel", "score"), rows)
         beside["layers.csv"] = table(("layer", "channels", *SENTENCES), layers(record, curve))
-    files.write_all(folder, beside)
-    above = folder.absolute().parents[:5]  # Hydra made the folder, and those above it up to `runs`
-    files.settle(*(path for path in above if os.access(path, os.R_OK)))
-    flat = {"schema": SCHEMA, "protocol": PROTOCOL} | record
-    for name in ("curve", "scores"):
-        if (path := folder / f"{name}.csv").exists():
-            flat[f"digest_{name}"] = files.sha256(path)
-    if not files.publish(folder / "record.json", json.dumps(flat, indent=1, allow_nan=False) + "\n"):
+    if not cell.finish(folder, beside, {"schema": cell.SCHEMA, "protocol": PROTOCOL} | record):
         log.warning("this cell had a record already, which stays as it was (%s).", folder)
 
 

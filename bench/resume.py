@@ -14,6 +14,7 @@ import signal
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,10 @@ class Part:
         serial = 1 + max((int(path.name.split(".")[1]) for path in old), default=0)
         name = f"{self.number}.{serial}.{hashlib.sha256(content).hexdigest()}.safetensors"
         faults.hit("resume.save")
-        files.publish(self.keep.folder / name, content)
+        with suppress(
+            FileNotFoundError
+        ):  # this process was taken for dead, and the other has made the model and cleaned up
+            files.publish(self.keep.folder / name, content)
         faults.hit("resume.saved")
         for path in old:
             path.unlink(missing_ok=True)

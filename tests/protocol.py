@@ -238,6 +238,14 @@ def turns(turn, folder: Path) -> None:
     elsewhere(0)
     assert 1000 - turn.BEAT + turn.GRACE <= entered(elsewhere) <= 1000 + turn.GRACE + 5, "one that counts is alive"
 
+    with turn.turn(target, "at it"):
+        beat.write_text("elsewhere 3")
+        stop = iter((False, True))
+        turn.keep_counting(beat, types.SimpleNamespace(wait=lambda _: next(stop)))
+        assert beat.read_text() == "elsewhere 3", "who was taken over counts no more"
+    assert turn.read(beat) == "elsewhere 3", "and does not end the other's count"
+    beat.unlink()
+
     held = FileLock(folder / ".it.lock")
     held.acquire()
     logging.getLogger(turn.__name__).setLevel(logging.INFO)

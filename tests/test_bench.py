@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from bench import faults
+
 ROOT = Path(__file__).parent.parent
 QUICK = [
     "train.epochs=1",
@@ -44,7 +46,7 @@ SERVER.set_forkserver_preload(
 def bench(*words: str) -> tuple[int, str]:
     """As `alone`, quicker: forked from a process that has loaded torch but run nothing.
 
-    Not for what has children of its own (parallel launchers), nor for faults, which are armed when a process starts.
+    Not for what has children of its own (parallel launchers).
     """
     with tempfile.NamedTemporaryFile("r") as said:
         process = SERVER.Process(target=as_typed, args=(words, said.name))
@@ -59,6 +61,7 @@ def as_typed(words: tuple[str, ...], said: str) -> None:
     os.dup2(file, 1)
     os.dup2(file, 2)
     os.environ |= ENV
+    faults.armed = os.environ.get("BACKPRUNE_FAULT")
     os.chdir(ROOT)
     sys.argv = [str(ROOT / "bench/run.py"), *words]
     runpy.run_path(sys.argv[0], run_name="__main__")

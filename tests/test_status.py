@@ -1,8 +1,12 @@
 """Where a sweep stands, and the command that fills the gap; sweeps are expanded as Hydra does it."""
 
+import itertools
 import json
+import os
 import shlex
 import shutil
+import subprocess
+import sys
 
 import pytest
 from filelock import FileLock
@@ -82,6 +86,28 @@ def test_the_last_sweep_is_what_is_asked_about(runs, capsys):  # noqa: F811
         (runs / "multirun.yaml").write_text(text)
         assert status.main(["--runs", str(runs)]) == 1
         assert "The sweep is not known" in capsys.readouterr().err
+
+
+def test_a_thousand_cells_take_less_than_two_seconds(tmp_path):
+    """Of a processor, in a process of its own; first with each record read, then with the index that this leaves."""
+    (golden,) = (GOLDEN / "digits/vgg5/badnets/clp").glob("s2-*")
+    record = (golden / "record.json").read_text()
+    words = {"attack": [f"a{i}" for i in range(12)], "defense": [f"d{i}" for i in range(12)], "seed": [*"2345678"]}
+    for attack, defense, seed in itertools.product(*words.values()):
+        folder = tmp_path / f"digits/vgg5/{attack}/{defense}/s{seed}-0"
+        (folder / ".hydra").mkdir(parents=True)
+        text = record.replace('"badnets"', f'"{attack}"', 1).replace('"clp"', f'"{defense}"', 1)
+        (folder / "record.json").write_text(text.replace('"seed": 2', f'"seed": {seed}'))
+        (folder / ".hydra/overrides.yaml").write_text(f"- attack={attack}\n- defense={defense}\n- seed={seed}\n")
+    asked = [f"{key}={','.join(found)}" for key, found in words.items()]
+    command = [sys.executable, "-m", "analysis.status", "--runs", str(tmp_path), *asked]
+    for _ in range(2):
+        before = os.times()
+        said = subprocess.run(command, cwd=GOLDEN.parent.parent, capture_output=True, text=True, check=True).stdout
+        after = os.times()
+        assert said == "1008 cells: 1008 done.\n"
+        spent = after.children_user + after.children_system - before.children_user - before.children_system
+        assert spent < 2, f"{spent:.2f} s"
 
 
 def hydras(overrides):

@@ -17,7 +17,7 @@ from filelock import FileLock
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 from omegaconf import OmegaConf
 from submitit.core.utils import FailedJobError
-from test_bench import QUICK, alone, bench, cards, records
+from test_bench import QUICK, SERVER, alone, bench, cards, records
 
 from bench import cli, config, machine, sweep
 from bench.errors import UserError
@@ -27,26 +27,29 @@ ROOT = Path(__file__).parent.parent
 
 def test_cards_are_shared_evenly_and_freed_at_death(tmp_path):
     """Each process keeps the card with the fewest on it; a killed one leaves its place at once."""
-    code = "import sys; from pathlib import Path; from bench.machine import own_card as own\n"
-    code += (
-        "place = Path(sys.argv[1]); print(own(('a', 'b'), place), flush=True); own(('a', 'b'), place); sys.stdin.read()"
-    )
 
-    def worker() -> tuple[subprocess.Popen, int]:
-        pipe = subprocess.PIPE
-        process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdin=pipe, stdout=pipe, text=True)
-        return process, int(process.stdout.readline())
+    def worker():
+        ours, theirs = SERVER.Pipe()
+        process = SERVER.Process(target=take_a_card, args=(tmp_path, theirs))
+        process.start()
+        return process, ours.recv(), ours
 
     workers = [worker() for _ in range(3)]
     try:
-        assert [card for _, card in workers] == [0, 1, 0]
+        assert [card for _, card, _ in workers] == [0, 1, 0]
         workers[1][0].kill()
-        workers[1][0].wait()
+        workers[1][0].join()
         assert machine.own_card(("a", "b"), tmp_path) == 1
     finally:
-        for process, _ in workers:
+        for process, *_ in workers:
             process.kill()
-            process.communicate()
+            process.join()
+
+
+def take_a_card(place, pipe) -> None:
+    pipe.send(machine.own_card(("a", "b"), place))
+    machine.own_card(("a", "b"), place)
+    pipe.recv()
 
 
 def test_cores_are_divided():

@@ -11,12 +11,16 @@ import random
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
-from bench import cell, faults, files, shelf
-from bench.turn import turn
+import bench.turn as turns
+from bench import cell, faults, files, shelf, upkeep
+from bench.turn import FileLock, turn
 
 PACE = 0.0  # seconds for a step
+WHO = ""
+"""What a worker writes into all that it makes, so that two of them make different files."""
 CELLS = [(model, defence) for model in range(2) for defence in range(3)]
 
 
@@ -35,7 +39,8 @@ def train(root: Path, model: int) -> dict:
     for step in range(done + 1, 6):
         note(root, "step", model, step)
         time.sleep(PACE)
-        files.publish(place / str(step), "x" * step)
+        with suppress(FileNotFoundError):  # as bench.resume does
+            files.publish(place / str(step), "x" * step)
     return {"steps": 5}
 
 
@@ -49,25 +54,24 @@ def run(root: Path, first: int) -> None:
                 continue
             note(root, "begin", model, defence)
             card = shelf.obtain(root / f"models/m{model}", "training", lambda m=model: train(root, m), fill)
-            curve = f"at,acc\n1,{model * 10 + defence}\n" * 50
-            files.write_all(folder, {"curve.csv": curve, "scores.csv": curve})
+            curve = f"at,acc\n1,{model * 10 + defence}{WHO}\n" * 50
             numbers = dict.fromkeys(
                 ("acc_before", "asr", "asr_before", "ra", "ra_before", "seconds", "seconds_curve"), 1.0
             )
             names = {
                 "schema": cell.SCHEMA,
-                "attack": f"a{model}",
+                "attack": f"a{model}{WHO}",
                 "defense": f"d{defence}",
                 "seed": 0,
                 "channels": None,
             }
             record = names | numbers | {"acc": model * 10 + defence, "steps": card["steps"]}
-            files.publish(folder / "record.json", json.dumps(record))
+            cell.finish(folder, {"curve.csv": curve, "scores.csv": curve}, record)
             note(root, "end", model, defence)
 
 
 def fill(new: Path) -> None:
-    (new / "weights").write_bytes(bytes(1000))
+    (new / "weights").write_bytes(bytes(1000) + WHO.encode())
     (new / "trigger").write_bytes(bytes(100))
 
 
@@ -78,10 +82,12 @@ def table(root: Path) -> dict:
     }
 
 
-def child(root: Path, armed: str | None = None, show: Path | None = None, first: int = 0) -> int:
-    """Forks a process that runs the sweep, from one of its cells on; its number."""
+def child(root: Path, armed: str | None = None, show: Path | None = None, first: int = 0, machine: str = "") -> int:
+    """Forks a process that runs the sweep, from one of its cells on; its number. `machine`: of its own, with its own locks."""
     if number := os.fork():
         return number
+    if machine:
+        apart(machine)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     signal.signal(signal.SIGINT, signal.default_int_handler)
     faults.armed = armed
@@ -100,6 +106,14 @@ def child(root: Path, armed: str | None = None, show: Path | None = None, first:
         status = 2 if error.errno else 3
     finally:
         os._exit(status)
+
+
+def apart(machine: str) -> None:
+    """From here on this process is on another machine: locks end there, and one that stands still for a second is dead."""
+    global WHO
+    WHO, turns.BEAT, turns.GRACE = machine, 0.2, 1.0
+    turns.here = lambda: machine
+    turns.FileLock = lambda path: FileLock(f"{path}-{machine}")
 
 
 def ended(number: int) -> int:
@@ -212,6 +226,40 @@ def successor(root: Path, whole: dict) -> float:
     assert ended(waiting) == 0 and table(here) == whole
     ended(holder)
     return took
+
+
+def stalled(root: Path, whole: dict) -> int:
+    """A worker stands still at each place, for longer than another machine waits; that one takes over, and then it wakes up."""
+    assert ended(child(root / "count", "*:count", root / "places", machine="one")) == 0
+    places = json.loads((root / "places").read_text())
+    places.pop("matching")
+    ways = [(name, nth) for name, times in places.items() for nth in sorted({1, times})]
+    rooms = [root / f"z{i}" for i in range(len(ways))]
+    for here in rooms:
+        here.mkdir()
+    sleepers = [child(here, f"{name}:stop:{nth}", machine="one") for here, (name, nth) in zip(rooms, ways, strict=True)]
+    for number, way in zip(sleepers, ways, strict=True):
+        assert os.WIFSTOPPED(os.waitpid(number, os.WUNTRACED)[1]), way
+    for number in [child(here, machine="two") for here in rooms]:
+        assert ended(number) == 0
+    before = [kept(here) for here in rooms]
+    for number in sleepers:
+        os.kill(number, signal.SIGCONT)
+    for here, number, was, way in zip(rooms, sleepers, before, ways, strict=True):
+        assert ended(number) == 0, way
+        assert kept(here) == was and len(was) == 6 * 3 + 2 * 3, (way, was, kept(here))
+        for path in here.glob("cells/*/*/record.json"):
+            upkeep.compare(path)
+        sound(here)
+        assert not list(here.rglob(".tmp-*")) and not list(here.rglob("*.damaged-*")), way
+    return len(ways)
+
+
+def kept(root: Path) -> dict[str, tuple]:
+    """Every file of every result -> its inode, its time and what is in it."""
+    found = [path for path in root.glob("*/*/**/*") if path.is_file() and path.relative_to(root).parts[1][0] != "."]
+    found = [path for path in found if path.name[0] != "."]
+    return {str(p.relative_to(root)): (p.stat().st_ino, p.stat().st_mtime_ns, p.read_bytes()) for p in found}
 
 
 if __name__ == "__main__":
