@@ -207,6 +207,22 @@ def test_a_failed_cell_leaves_its_traceback_and_stops_nothing(tmp_path):
     assert "Traceback" in error.read_text()
 
 
+def test_memory_that_is_not_there_fails_one_cell_and_secrets_are_nowhere(tmp_path, monkeypatch):
+    """An allocation that the system refuses, for real: its sentence, traceback and settings are kept; no variable of the
+    environment is in any file."""
+    for name in ("WANDB_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setitem(ENV, name, "hunter2hunter2")
+    words = ["attack=none", "defense=none", *QUICK, f"runs={tmp_path}"]
+    status, said = bench("-m", "model.layers=[35184372088832],[8]", *words)
+    assert status == 1 and "1 of 2 cells failed" in said and "this machine ran out of memory" in said, said
+    (error,) = tmp_path.rglob("error.txt")
+    assert "Traceback" in error.read_text() and "this machine ran out" in error.read_text().splitlines()[-1]
+    assert "35184372088832" in (error.parent / ".hydra/config.yaml").read_text()
+    assert len(records(tmp_path)) == 1 and not leftovers(tmp_path)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) > 10 and not [path for path in files if b"hunter2" in path.read_bytes()] and "hunter2" not in said
+
+
 def test_a_damaged_model_is_named_set_aside_and_made_again(tmp_path):
     base = ["attack=none", *QUICK, f"runs={tmp_path}"]
     assert bench("defense=none", *base)[0] == 0

@@ -87,20 +87,39 @@ except OSError as error:
 files.publish(room / "after", "there is room again")
 print(sorted(path.name for path in room.iterdir()))
 """
+READ = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+from analysis import status
+from bench import cell, cli, files, shelf
+room = Path(sys.argv[2])
+for act in (lambda: files.publish(room / "new", "x"), lambda: shelf.obtain(room / "m", "making it", dict, None)):
+    try:
+        act()
+    except OSError as error:
+        print(cli.sentence(error))
+print(cell.read(room), files.sha256(room / "kept")[:8])
+sys.exit(status.main(["--runs", str(room), "attack=badnets", "defense=clp"]))
+"""
 
 
 def test_a_disk_that_is_really_full(tmp_path):
-    """One of a megabyte, in a namespace of our own."""
-    script = 'mount -t tmpfs -o size=1m none "$1" && exec "$2" -c "$3" "$4" "$1"'
-    words = ["unshare", "-rm", "sh", "-c", script, "sh", str(tmp_path), sys.executable, FULL, str(ROOT)]
+    """One of a megabyte, in a namespace of our own; then the same one read-only: nothing is lost, and what is there is read."""
+    script = 'mount -t tmpfs -o size=1m none "$1" && "$2" -c "$3" "$5" "$1" && mount -o remount,ro "$1" && "$2" -c "$4" "$5" "$1"'
+    words = ["unshare", "-rm", "sh", "-c", script, "sh", str(tmp_path), sys.executable, FULL, READ, str(ROOT)]
     try:
         made = subprocess.run(words, capture_output=True, text=True)
     except FileNotFoundError:
         pytest.skip("there is no unshare")
     if "unshare" in made.stderr or "mount" in made.stderr:
         pytest.skip(f"no namespace of our own here: {made.stderr.strip()[:100]}")
-    said, names = made.stdout.splitlines()
+    said, names, *read_only = made.stdout.splitlines()
     assert "the disk is full" in said and names == "['after', 'kept']", made
+    one, other, read, *state = read_only
+    for sentence in (one, other):
+        assert sentence.startswith(f"cannot use {tmp_path}") and "Read-only file system" in sentence, made
+    assert read.startswith("None ") and state[0] == "1 cells: 0 done, 1 missing." and made.returncode == 0, made
 
 
 def test_a_failed_cell_keeps_its_traceback_until_it_succeeds(tmp_path, caplog):
