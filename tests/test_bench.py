@@ -14,8 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from bench import faults
-
 ROOT = Path(__file__).parent.parent
 QUICK = [
     "train.epochs=1",
@@ -46,7 +44,7 @@ SERVER.set_forkserver_preload(
 def bench(*words: str) -> tuple[int, str]:
     """As `alone`, quicker: forked from a process that has loaded torch but run nothing.
 
-    Not for what has children of its own (parallel launchers).
+    Not for what has children of its own (parallel launchers), nor for faults, which are armed when a process starts.
     """
     with tempfile.NamedTemporaryFile("r") as said:
         process = SERVER.Process(target=as_typed, args=(words, said.name))
@@ -61,7 +59,6 @@ def as_typed(words: tuple[str, ...], said: str) -> None:
     os.dup2(file, 1)
     os.dup2(file, 2)
     os.environ |= ENV
-    faults.armed = os.environ.get("BACKPRUNE_FAULT")
     os.chdir(ROOT)
     sys.argv = [str(ROOT / "bench/run.py"), *words]
     runpy.run_path(sys.argv[0], run_name="__main__")

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from test_bench import ENV, ROOT, bench, cards, leftovers, records
+from test_bench import ENV, ROOT, alone, cards, leftovers, records
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ REAL = ["-m", "attack=wanet", "defense=none,clp", "train.epochs=2", "threads=1",
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     runs = tmp_path_factory.mktemp("whole")
-    assert bench(*REAL, f"runs={runs}")[0] == 0
+    assert alone(*REAL, f"runs={runs}")[0] == 0
     return weights(runs), columns(runs)
 
 
@@ -81,12 +81,13 @@ def columns(runs):
     [("resume.saved:kill:7", -9), ("resume.saved:term:20", 143), ("folder.rename:kill:1", -9)],
 )
 def test_the_bench_itself_goes_on_and_ends_with_the_same_bits(fault, status, whole, tmp_path, monkeypatch):
+    monkeypatch.setitem(ENV, "BACKPRUNE_TEST", "1")
     monkeypatch.setitem(ENV, "BACKPRUNE_FAULT", fault)
-    stopped, said = bench(*REAL, f"runs={tmp_path}")
+    stopped, said = alone(*REAL, f"runs={tmp_path}")
     assert stopped == status and "Traceback" not in said, said
     monkeypatch.delitem(ENV, "BACKPRUNE_FAULT")
     half = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json")}
-    status, said = bench(*REAL, f"runs={tmp_path}")
+    status, said = alone(*REAL, f"runs={tmp_path}")
     assert status == 0, said
     assert half.items() <= {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json")}.items()
     assert (weights(tmp_path), columns(tmp_path)) == whole

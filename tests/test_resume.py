@@ -1,7 +1,6 @@
 """A training that is interrupted anywhere ends as the one that was not, to the last bit."""
 
 import copy
-import shutil
 import signal
 from functools import cache, partial
 
@@ -103,13 +102,6 @@ def test_damage_is_noticed_and_an_older_state_or_none_is_used(few, tmp_path, cap
     kept.write_bytes(content)
     same(whole, inject("wanet", few, resume.Keep(tmp_path, None, torch.device("cpu"))))
     assert "is damaged" in caplog.text and len(list(tmp_path.glob("*.damaged-*"))) == 1
-
-
-def test_a_state_that_nobody_needs_any_more_stops_nothing(few, tmp_path, monkeypatch):
-    """Its folder vanishes while it is being written: another machine took this process for dead, and has made the model."""
-    never = inject("none", few, None)
-    monkeypatch.setattr(resume.faults, "hit", lambda name: name == "publish.open" and shutil.rmtree(tmp_path / "it"))
-    same(never, inject("none", few, resume.Keep(tmp_path / "it", 0, torch.device("cpu"))))
 
 
 @pytest.mark.parametrize("blow", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
