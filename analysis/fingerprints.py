@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 from analysis import revisions
-from analysis.revisions import modules
 
 ROOT = Path(__file__).parent.parent
 LIST = Path(__file__).with_name("fingerprints.json")
@@ -108,7 +107,7 @@ def fingerprint(name: str) -> str:
 
 def stated(config: Mapping[str, Any]) -> str:
     """For a record: `bench.attacks.wanet=1f0c… bench.scene=…`, of all that the config names."""
-    names = {name for name in modules(config) if name.startswith("bench.") and name not in NUMBERLESS}
+    names = {name for name in revisions.modules(config) if name.startswith("bench.") and name not in NUMBERLESS}
     return " ".join(f"{name}={fingerprint(name)}" for name in sorted(names | {SHARED}))
 
 

@@ -27,8 +27,7 @@ from analysis.schema import AXES
 from analysis.sheets import Key, Sheet, label, mean, number, std
 
 MEASURES = {"auroc": "AUROC", "precision": "P@k", "rank": "rank corr."}
-NAMED = (name for axis in AXES for name in (axis, f"{axis}_settings"))
-NEEDED = [*NAMED, "seed", "needs", "backdoor", "where", "folder"]
+NEEDED = [*NAMES, "needs", "backdoor", "where", "folder"]
 MODEL = re.compile(r"\w[\w.-]*")
 
 

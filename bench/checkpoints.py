@@ -134,16 +134,13 @@ def _what(head: bytes) -> str:
 def _rewritten(data: bytes) -> IO[bytes]:
     """The archive that torch.save wrote, reduced to what its pickle names and in an order of its own."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        entries = {entry.filename: entry for entry in archive.infolist()}
+        listed = archive.infolist()
+        entries = {entry.filename: entry for entry in listed}
         if any(name.split("/")[1:2] == ["code"] or name.endswith("/constants.pkl") for name in entries):
             raise Refused("is a TorchScript program, not weights; save the model's state_dict")
-        if any(
-            entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size
-            for entry in archive.infolist()
-        ):
+        if any(entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size for entry in listed):
             raise Refused("is compressed inside, which torch.save never does, so it may unpack to any size")
-        sizes = [entry.file_size for entry in archive.infolist()]
-        if len(entries) < len(sizes) or sum(sizes) > len(data):
+        if len(entries) < len(listed) or sum(entry.file_size for entry in listed) > len(data):
             raise Refused("is an archive with parts that lie over each other")
         if any(entry.flag_bits & 1 for entry in entries.values()):
             raise Refused("is encrypted")

@@ -7,7 +7,6 @@ import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from analysis.fingerprints import stated as fingerprints  # noqa: F401 - of the code, for the record: part of no identity
 from analysis.operating_point import SENTENCES
 from analysis.revisions import counted_up
 from bench import PROTOCOL, trust

@@ -118,9 +118,8 @@ class Part:
         serial = 1 + max((int(path.name.split(".")[1]) for path in old), default=0)
         name = f"{self.number}.{serial}.{hashlib.sha256(content).hexdigest()}.safetensors"
         faults.hit("resume.save")
-        with suppress(
-            FileNotFoundError
-        ):  # this process was taken for dead, and the other has made the model and cleaned up
+        # No folder: this process was taken for dead, and the other has made the model and cleaned up.
+        with suppress(FileNotFoundError):
             files.publish(self.keep.folder / name, content)
         faults.hit("resume.saved")
         for path in old:

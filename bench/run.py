@@ -23,6 +23,7 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from analysis.fingerprints import stated as fingerprints
 from bench import cell, cli, config, sweep, trust
 from bench.turn import Busy, turn
 
@@ -69,7 +70,7 @@ def run(cfg: DictConfig, settings: dict, folder: Path, names: Mapping) -> dict:
 
     # compose: every part that can be wrong is built before anything is trained
     identity = {key: names[key] for key in ("dataset", "model", "attack", "defense")}
-    identity |= {"seed": cfg.seed, "id": config.run_id(settings), "fingerprints": config.fingerprints(settings)}
+    identity |= {"seed": cfg.seed, "id": config.run_id(settings), "fingerprints": fingerprints(settings)}
     defense, tracker, check = (build(cfg.get(part)) for part in ("defense", "tracker", "check"))
 
     # data; load or train the backdoor, and the clean model that it is compared with
