@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import _thread
 import errno
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from threading import Timer
+from types import FrameType
 from typing import Any
 
 from rich.console import Console
@@ -132,11 +135,37 @@ class Terminated(KeyboardInterrupt):
     status = 143
 
 
-def terminable() -> None:
-    def stop(number: int, frame: object) -> None:
-        raise Terminated
+def stoppable() -> None:
+    """Ctrl-C and SIGTERM raise, but never within an import: the compiled parts of torch and of Triton run Python while they
+    are loaded, and an exception there would abort the whole process (one Ctrl-C in 230, measured). They wait for its end."""
+    waiting: set[int] = set()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if importing(frame):
+            if number not in waiting:
+                waiting.add(number)
+                again(number)
+            return
+        raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+
+    def again(number: int) -> None:
+        def knock() -> None:
+            waiting.discard(number)
+            _thread.interrupt_main(number)
+
+        timer = Timer(0.02, knock)
+        timer.daemon = True
+        timer.start()
 
     signal.signal(signal.SIGTERM, stop)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it was told to ignore it, as after nohup
+        signal.signal(signal.SIGINT, stop)
+
+
+def importing(frame: FrameType | None) -> bool:
+    while frame and not frame.f_code.co_filename.startswith("<frozen importlib"):
+        frame = frame.f_back
+    return frame is not None
 
 
 def close(error: BaseException | None, outcomes: Sequence[Mapping[str, Any]]) -> int:

@@ -138,7 +138,7 @@ if __name__ == "__main__":
     ConfigLoaderImpl.load_configuration = guarded  # type: ignore[method-assign]
     sweep.compose_once(hydra.plugins.sweeper.Sweeper, ConfigLoaderImpl)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hand errors on, so that `explain` can say them in one sentence
-    cli.terminable()
+    cli.stoppable()
     trouble: BaseException | None = None
     sys.argv = cli.words(sys.argv)
     try:

@@ -266,6 +266,29 @@ def test_a_killed_run_loses_nothing_and_goes_on(tmp_path, blow):
     assert len(records(tmp_path)) == 2 and len(cards(tmp_path)) == 1 and not leftovers(tmp_path)
 
 
+PATIENT = """
+import importlib, sys, time
+from bench import cli
+cli.stoppable()
+try:
+    import struck
+    time.sleep(30)
+except KeyboardInterrupt:
+    sys.exit("whole" if hasattr(sys.modules.get("struck"), "end") else "torn")
+"""
+
+
+@pytest.mark.parametrize("blow", ["SIGINT", "SIGTERM"])
+def test_an_interruption_waits_for_the_end_of_an_import(tmp_path, blow):
+    """Within one, compiled code may run Python and abort the process when that raises."""
+    (tmp_path / "struck.py").write_text(
+        f"import signal, time\nsignal.raise_signal(signal.{blow})\ntime.sleep(0.1)\nend = 1"
+    )
+    env = ENV | {"PYTHONPATH": f"{ROOT}:{tmp_path}"}
+    process = subprocess.run([sys.executable, "-c", PATIENT], env=env, text=True, capture_output=True, timeout=60)
+    assert process.stderr.splitlines()[-1:] == ["whole"], process.stderr
+
+
 def test_help_is_for_people():
     status, said = bench("--help")
     assert status == 0
