@@ -151,7 +151,7 @@ def stoppable() -> None:
     def again(number: int) -> None:
         def knock() -> None:
             waiting.discard(number)
-            _thread.interrupt_main(number)
+            _thread.interrupt_main(signal.Signals(number))
 
         timer = Timer(0.02, knock)
         timer.daemon = True
