@@ -104,8 +104,10 @@ def scene(settings: Mapping[str, Any], names: Mapping[str, str], build: Build, d
     network = partial(build, node, **config.asked_for(node["_target_"], facts))
     workshop = Bench(data, network, plan, dict(settings), dict(names) | {"seed": settings["seed"]}, device)
     compared = settings["gate"]["max_drop"] is not None and file is None  # a stranger's was trained in another way
-    clean = workshop.clean() if compared or (attack.needs_clean and file is None) else None
+    clean = workshop.clean() if attack.needs_clean and file is None else None
     backdoor = workshop.victim(attack, clean)
+    if compared and clean is None:  # after it: many processes with an attack each do not wait for one clean model
+        clean = workshop.clean()
     exam, before = Exam.of(data.test, backdoor.trigger), Metrics(**backdoor.card["metrics"])
     return Scene(settings, device, data, attack, clean, backdoor, exam, before)
 

@@ -47,11 +47,7 @@ class Clean:
 
     def __init__(self, folder: Path, obtain: Callable[[], Backdoor], device: torch.device) -> None:
         self.name, self.obtain, self.device = folder.name, obtain, device
-        if card := shelf.stated(folder):
-            self.card = card
-        else:
-            self.whole = obtain()
-            self.card = self.whole.card
+        self.card = shelf.stated(folder) or self.whole.card
 
     @cached_property
     def whole(self) -> Backdoor:

@@ -137,6 +137,19 @@ def test_cells_whose_model_another_process_makes_come_last(tmp_path):
     assert said.count("put off: another process is training this model") == 1 and not list(tmp_path.rglob("error.txt"))
 
 
+def test_an_attack_does_not_wait_for_the_clean_model_before_its_own(tmp_path):
+    words = ["attack=none", "defense=none", "train.epochs=1", "threads=1", f"runs={tmp_path}"]
+    assert bench(*words)[0] == 0
+    (clean,) = cards(tmp_path)
+    shutil.rmtree(clean.parent)
+    with ThreadPoolExecutor(1) as pool, FileLock(clean.parent.with_name(f".{clean.parent.name}.lock")):
+        job = pool.submit(bench, "attack=badnets", *words[1:])
+        while not (made := cards(tmp_path)) and not job.done():
+            time.sleep(0.1)
+        assert [card.parent.parent.name for card in made] == ["badnets"]
+    assert job.result()[0] == 0 and len(cards(tmp_path)) == 2
+
+
 FAULTS = [
     (OSError(28, "No space left on device", "x"), "the disk is full"),
     (OSError(122, "Disk quota exceeded", "x"), "the disk is full"),
