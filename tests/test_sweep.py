@@ -144,7 +144,8 @@ def test_an_attack_does_not_wait_for_the_clean_model_before_its_own(tmp_path):
     shutil.rmtree(clean.parent)
     with ThreadPoolExecutor(1) as pool, FileLock(clean.parent.with_name(f".{clean.parent.name}.lock")):
         job = pool.submit(bench, "attack=badnets", *words[1:])
-        while not (made := cards(tmp_path)) and not job.done():
+        until = time.monotonic() + 120
+        while not (made := cards(tmp_path)) and not job.done() and time.monotonic() < until:
             time.sleep(0.1)
         assert [card.parent.parent.name for card in made] == ["badnets"]
     assert job.result()[0] == 0 and len(cards(tmp_path)) == 2
