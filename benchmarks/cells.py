@@ -74,21 +74,22 @@ def cells(quick: bool, threads: int | None) -> dict[str, Any]:
         assert len(list(runs.rglob("card.json"))) == trained, "the warm sweep trained again"
         lone = [word for word in demo if not word.startswith(("attack=", "defense="))]
         walls = []
-        for (
-            n
-        ) in counts:  # cells that only differ in how they are read: no training, no defence, one look at the test set
+        # Cells that only differ in how they are read: no training, no defence, one look at the test set.
+        for n in counts:
             drops = ",".join(str(10 * n + i) for i in range(n))
             words = ("attack=badnets", "defense=none", f"selection.max_drop={drops}", f"runs={runs}")
             walls.append(command("-m", *lone, *words, threads=threads))
+        added = [record for name, (_, record) in records(runs).items() if name not in first]
     each = (walls[-1] - walls[0]) / (counts[-1] - counts[0])
+    looking = sum(record["seconds_curve"] for record in added) / len(added)
     starts = {name: min(spent([sys.executable, "-c", text]) for _ in range(1 if quick else 3))
               for name, text in (("finished", IMPORTS), ("all", ALL_IMPORTS))}  # fmt: skip
     facts = [
         fact(f"{len(first)} cells, cold", cold, None if quick else 25.0,
              f"{trained} models trained (one per attack, and a clean one to compare with), imports included; {spread}"),
         fact("the same, warm", warm, None if quick else 6.0, "all cells finished: nothing is trained or evaluated"),
-        fact("one more cell", each, None if quick else 0.3,
-             "Hydra, data, loading and verifying a model, one evaluation, files; no defence"),
+        fact("one more cell, less its evaluation", each - looking, None if quick else 0.3,
+             f"Hydra, data, loading and verifying a model, files; no defence; its evaluation took {looking:.2g} s"),
         fact("import of all that a cell needs", starts["all"], None if quick else 2.5, "torch is most of it"),
         fact("import of what a finished cell needs", starts["finished"], None, "Hydra is most of it"),
     ]  # fmt: skip

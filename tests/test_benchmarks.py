@@ -88,8 +88,9 @@ def test_a_warm_sweep_that_works_again_is_told(monkeypatch, again):
 
     def fake(*words, **options):
         runs = Path(next(word for word in words if word.startswith("runs=")).removeprefix("runs="))
-        cell, trained = runs / "digits" / "cell", len(list(runs.rglob("card.json")))
-        if not trained or (again and "defense=none" not in words):
+        further, trained = "defense=none" in words, len(list(runs.rglob("card.json")))
+        cell = runs / "digits" / (words[3] if further else "cell")
+        if not trained or further or again:
             record, card = {"defense": "anp", "seconds": 8.0, "seconds_curve": 0.5}, {"made": {"seconds": 7.0}}
             for path, found in ((cell / "record.json", record), (runs / f"backdoors/{trained}/card.json", card)):
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -105,6 +106,7 @@ def test_a_warm_sweep_that_works_again_is_told(monkeypatch, again):
         found = cells.cells(True, None)
         assert found["trained"] == 1
         assert found["facts"][0]["note"].endswith("training 7 s, repairs anp 8 s, curves 0.5 s")
+        assert "its evaluation took 0.5 s" in found["facts"][2]["note"]
 
 
 # -- the page ----------------------------------------------------------------------------------------------------------
