@@ -202,9 +202,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--select", choices=list(SENTENCES), default="clean_drop", help="which operating points of ours"
     )
     options = parser.parse_args(arguments)
-    texts = make(options.runs, options.select)
-    if not texts:
-        return command.refuse(f"No cell in {options.runs} is about a number in {REPORTED.name}.")
+    runs = Runs.of(options.runs)
+    if not len(runs.frame):
+        return command.no_cell(options.runs)
+    texts = make(runs, options.select)
+    if not texts:  # as after the demo: nothing is wrong
+        about = listed(sorted({row["dataset"] for row in reported()}))
+        print(
+            f"No cell in {options.runs} is about a published number: those in {REPORTED.name} are of {about}. Cells that are:"
+        )
+        print("    python bench/run.py -m experiment=rnp_table1 scale=cpu    (or another of conf/experiment)")
+        return 0
     out = options.out or options.runs / "tables"
     try:
         for name, text in texts.items():

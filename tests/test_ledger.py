@@ -85,5 +85,10 @@ def test_the_command_writes_and_escapes(runs, capsys):
         change(folder, model=HOSTILE)
     texts = ledger.make(runs, "clean_drop")
     assert "<b>" not in texts["ledger.md"].replace(r"\<b\>", "")
-    assert ledger.main(["--runs", str(Path(__file__).parent / "golden_runs")]) == 1
-    assert "No cell in" in capsys.readouterr().err
+
+
+def test_the_command_with_nothing_to_compare(tmp_path, capsys):
+    assert ledger.main(["--runs", str(Path(__file__).parent / "golden_runs")]) == 0
+    assert "are of cifar10" in capsys.readouterr().out
+    assert ledger.main(["--runs", str(tmp_path)]) == 1
+    assert "no finished cell" in capsys.readouterr().err
