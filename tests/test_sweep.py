@@ -16,6 +16,7 @@ import torch
 from filelock import FileLock
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 from omegaconf import OmegaConf
+from same_runs import differences
 from submitit.core.utils import FailedJobError
 from test_bench import QUICK, SERVER, alone, bench, cards, records
 
@@ -98,6 +99,9 @@ def test_launchers_are_presets_that_change_no_cell(tmp_path):
     )
     assert error.stat().st_mtime_ns == written
     assert len(records(tmp_path)) == 2 and not (tmp_path / ".sweeps").exists()
+    plain = tmp_path.with_name("plain")
+    assert bench("-m", *words[:-1], "defense=none,clp", f"runs={plain}")[0] == 0
+    assert len(records(plain)) == 2 and not differences(plain, tmp_path)
 
 
 @pytest.mark.parametrize(("target", "times"), [("x.BasicLauncher", 3), ("x.JoblibLauncher", 5)])
