@@ -112,10 +112,9 @@ def findings(sheet: Sheet, rule: str = "clean_drop") -> Iterator[str]:
     attacks = [a for a in sheet.attacks if a[0] not in BASELINES]
     took = [a for a in attacks if sheet.before(a).counts]
     failed = [label(a) for a in attacks if a not in took]
-    yield (
-        f"{len(took)} of {len(attacks)} attacks took on at least one of {len(sheet.seeds)} seeds"
-        + (f"; {listed(failed)} did not, and proves nothing about any defence." if failed else ".")
-    )
+    seeds = f" on at least one of {len(sheet.seeds)} seeds" if len(sheet.seeds) > 1 else ""
+    rest = f"; {listed(failed)} did not, which proves nothing about any defence." if failed else "."
+    yield f"{len(took)} of {len(attacks)} attacks took{seeds}{rest}"
     for defense in sheet.defenses:
         if defense[0] == "none":
             continue
