@@ -267,7 +267,7 @@ def test_a_killed_run_loses_nothing_and_goes_on(tmp_path, blow):
 
 
 PATIENT = """
-import importlib, sys, time
+import sys, time
 from bench import cli
 cli.stoppable()
 try:
