@@ -141,21 +141,17 @@ def stoppable() -> None:
     waiting: set[int] = set()
 
     def stop(number: int, frame: FrameType | None) -> None:
-        if importing(frame):
-            if number not in waiting:
-                waiting.add(number)
-                again(number)
-            return
-        raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+        if not importing(frame):
+            raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+        if number not in waiting:
+            waiting.add(number)
+            timer = Timer(0.02, knock, [number])
+            timer.daemon = True
+            timer.start()
 
-    def again(number: int) -> None:
-        def knock() -> None:
-            waiting.discard(number)
-            _thread.interrupt_main(signal.Signals(number))
-
-        timer = Timer(0.02, knock)
-        timer.daemon = True
-        timer.start()
+    def knock(number: int) -> None:
+        waiting.discard(number)
+        _thread.interrupt_main(signal.Signals(number))
 
     signal.signal(signal.SIGTERM, stop)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it was told to ignore it, as after nohup
