@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import reduce
+from operator import getitem
 from typing import Any
 
 from analysis.operating_point import SENTENCES
@@ -92,6 +94,21 @@ def check(config: dict[str, Any], path: str = "", allow: Sequence[str] = ()) -> 
             raise UserError(f"retry={value} is unknown: failed (cells that failed are tried again) or never.")
         for node in _nodes(value):
             check(node, here, allow)
+
+
+def settle(config: dict[str, Any], put: Callable[[str, str], None]) -> None:
+    """Puts what holds on this machine where `precision` is auto, since numbers depend on it; each is handed to `put` as well.
+
+    Not when a sweep is composed, but when a cell is named: its job may run elsewhere.
+    """
+    for path, value in list(trust.walk(config)):
+        *above, key = path.split(".")
+        if (key, value) == ("precision", "auto"):
+            from bench import machine  # seconds, that a finished cell without such a setting does not need
+
+            node = reduce(getitem, above, config)
+            node[key] = machine.precision(config["device"])
+            put(path, node[key])
 
 
 def _nodes(value: Any) -> Iterator[dict[str, Any]]:

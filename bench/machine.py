@@ -36,6 +36,26 @@ def device(name: str, threads: int | None) -> torch.device:
     return found
 
 
+def precision(name: str) -> str:
+    """What a network is trained in fastest on `device(name)`: bf16 where it computes in it, else fp32.
+
+    A processor without such instructions imitates them, ten times slower than fp32 (measured on one with AVX2 alone); which
+    it has is only known on Linux. Apple's GPUs count as fp32: not tried.
+    """
+    if name != "cpu" and torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return "bf16" if {"avx512_bf16", "amx_bf16", "bf16"} & flags() else "fp32"
+
+
+def flags() -> set[str]:
+    """The names of the CPU's instruction sets (x86's flags, ARM's features); none where the system does not tell."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(("flags", "Features")):
+                return set(line.partition(":")[2].split())
+    return set()
+
+
 def card_names() -> list[str]:
     """What tells the visible GPUs from each other and from those of another process's CUDA_VISIBLE_DEVICES."""
     return [str(torch.cuda.get_device_properties(i).uuid) for i in range(torch.cuda.device_count())]

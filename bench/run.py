@@ -110,7 +110,9 @@ def composed(*words: str) -> dict:
 def plain(cfg: DictConfig) -> dict:
     """The composed settings as plain data, without Hydra's own node (which refers back to them)."""
     nodes = {key: cfg[key] for key in cfg if key != "hydra"}
-    return {key: OmegaConf.to_container(v, resolve=True) if OmegaConf.is_config(v) else v for key, v in nodes.items()}
+    found = {str(k): OmegaConf.to_container(v, resolve=True) if OmegaConf.is_config(v) else v for k, v in nodes.items()}
+    config.settle(found, partial(OmegaConf.update, cfg))  # in cfg too: Hydra writes that down once the cell is named
+    return found
 
 
 def guarded(self: ConfigLoaderImpl, *args: Any, **kwargs: Any) -> DictConfig:

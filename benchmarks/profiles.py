@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from bench import machine
 from bench.curve import trace
 from bench.defenses.anp import ANP
 from bench.defenses.clp import CLP
@@ -51,11 +52,11 @@ def paths(setting: Setting, device: torch.device) -> dict[str, Work]:
     clp = CLP(rule=ZScore(1000.0), sweep=Sweep("number", tuple(range(100, 1100, 100))), zeroes=("weight", "bias"))
     tuned = copy.deepcopy(net)
     before, select_before = evaluate(net, short), accuracy(net, short.clean)
+    fast = replace(step, precision="bf16")
+    mixed = lambda: fit(tuned, data, fast, seed=0, augment=setting.data.augment)  # noqa: E731
     return {
         "training step": lambda: fit(tuned, data, step, seed=0, augment=setting.data.augment),
-        "training step, bf16": lambda: fit(
-            tuned, data, replace(step, precision="bf16"), seed=0, augment=setting.data.augment
-        ),
+        **({"training step, bf16": mixed} if machine.precision(device.type) == "bf16" else {}),
         "ANP step": lambda: anp.score(net, view),
         "evaluation": lambda: evaluate(net, exam),
         "sweep": lambda: trace(clp.repair(net, view), short, short.clean, before, select_before, None),

@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from bench import machine
 from bench.data import ImageSet
 from bench.metrics import predict
 from bench.plan import Plan
@@ -25,7 +26,7 @@ from bench.training import fit, to_unit
 from benchmarks.clock import Work, interleave
 from benchmarks.setting import Setting
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}  # the second where the device computes in it
 
 
 def products(dtype: torch.dtype, device: torch.device, quick: bool) -> dict[str, tuple[float, Work]]:
@@ -55,7 +56,7 @@ def operations(net: nn.Module, x: torch.Tensor, y: torch.Tensor, train: bool) ->
 
 
 def rates(setting: Setting, device: torch.device, batch: int, steps: int = 1) -> dict[str, Any]:
-    """Training by `fit` and evaluation by `predict`, in fp32 and bf16: img/s, operations per image, share of the matmul rate."""
+    """Training by `fit` and evaluation by `predict`, in `PRECISIONS`: img/s, operations per image, share of the matmul rate."""
     data = setting.images(max(512, batch)).to(device)
     net = copy.deepcopy(setting.network).to(device).to(memory_format=torch.channels_last)
     x, y = to_unit(data.x[:8]), data.y[:8]
@@ -65,7 +66,10 @@ def rates(setting: Setting, device: torch.device, batch: int, steps: int = 1) ->
 
     variants: dict[str, Work] = {}
     kernels: dict[str, dict[str, float]] = {}
+    precisions = {"fp32", machine.precision(device.type)}
     for precision, dtype in PRECISIONS.items():
+        if precision not in precisions:
+            continue
         variants[f"train {precision}"] = training(net, data, batch, steps, precision, setting)
         variants[f"eval {precision}"] = evaluating(net, tested, dtype, device)
         made = products(dtype, device, setting.size.small)
@@ -74,7 +78,7 @@ def rates(setting: Setting, device: torch.device, batch: int, steps: int = 1) ->
     times, _ = interleave(variants, min(4, setting.size.repeats), patience=2 * setting.size.patience, device=device)
 
     found: dict[str, Any] = {"batch": batch, "peak": {}, "paths": []}
-    for precision in PRECISIONS:
+    for precision in kernels:
         repeats = inner(setting)
         speed = {name: repeats * work / times[name].best() for name, work in kernels[precision].items()}
         fastest = max(speed, key=lambda name: speed[name])

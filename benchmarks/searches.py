@@ -19,7 +19,7 @@ from bench.pruning import MaskBelow, Scores, Sweep
 from bench.training import epoch_order, to_unit
 from benchmarks.official import images
 from benchmarks.official import masks as official
-from benchmarks.rows import Findings, Goal, Row, row
+from benchmarks.rows import NO_BF16, Findings, Goal, Row, row
 from benchmarks.setting import Setting, pixels
 
 EPS, STEPS, ALPHA = 0.4, 1, 0.2
@@ -62,8 +62,9 @@ def search(setting: Setting, title: str, net: nn.Module, view: Defender, plan: P
     plans = {
         "ours exact": replace(plan, channels_last=False),
         "ours": plan,
-        "ours bf16": replace(plan, precision="bf16"),
     }
+    if setting.bf16:
+        plans["ours bf16"] = replace(plan, precision="bf16")
 
     def published() -> Tensor:
         rng = generator(view.seed, "anp noise")
@@ -80,8 +81,10 @@ def search(setting: Setting, title: str, net: nn.Module, view: Defender, plan: P
         alike = {f"spearman {name}": spearman(theirs, found) for name, found in results.items() if name != "official"}
         assert gap["ours exact"] == 0, f"a mask differs by {gap['ours exact']:.4f} in the authors' own memory layout"
         words = f"masks bit-equal in the authors' layout; a mask differs by up to {gap['ours']:.2g} in ours"
-        words += f" (Spearman {alike['spearman ours']:.3f}), by {gap['ours bf16']:.2g} in bfloat16"
-        return words + f" ({alike['spearman ours bf16']:.3f})", alike
+        words += f" (Spearman {alike['spearman ours']:.3f})"
+        if "ours bf16" not in gap:
+            return f"{words}; {NO_BF16}", alike
+        return words + f", by {gap['ours bf16']:.2g} in bfloat16 ({alike['spearman ours bf16']:.3f})", alike
 
     variants: dict[str, Any] = {"official": published}
     variants |= {name: lambda plan=plan: ours(plan) for name, plan in plans.items()}

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from bench import machine
 from bench.attacks.badnets import BadNets
 from bench.attacks.base import Trigger
 from bench.data import Augment, Dataset, Defender, ImageSet, generator
@@ -78,6 +79,11 @@ class Setting:
 
         return replace(found, train=noisy(found.train), heldout=noisy(found.heldout), test=noisy(found.test))
 
+    @cached_property
+    def bf16(self) -> bool:
+        """Whether this CPU computes in bfloat16. One that imitates it would take ten times as long for those variants."""
+        return machine.precision("cpu") == "bf16"
+
     def images(self, count: int) -> ImageSet:
         """`count` images of the training part, repeated if there are fewer."""
         index = torch.arange(count) % len(self.data.train)
@@ -98,7 +104,13 @@ class Setting:
         torch.manual_seed(0)
         net = normalised(resnet18(10, 3, self.size.width), MEAN, STD)
         poisoned = BadNets(self.data.shape, 10, 0.1).poison(self.data.train, _rng(), 0)[0]
-        plan = Plan(iterations=self.size.trained, batch_size=64, lr=0.05, schedule="onecycle", precision="bf16")
+        plan = Plan(
+            iterations=self.size.trained,
+            batch_size=64,
+            lr=0.05,
+            schedule="onecycle",
+            precision="bf16" if self.bf16 else "fp32",
+        )
         fit(net, poisoned, plan, seed=0)
         return net.to(memory_format=torch.contiguous_format)
 

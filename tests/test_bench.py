@@ -14,6 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from analysis.settings import read_settings
+from bench import machine
+
 ROOT = Path(__file__).parent.parent
 QUICK = [
     "train.epochs=1",
@@ -100,8 +103,11 @@ def test_a_sweep_trains_each_model_once_and_never_repeats_a_cell(tmp_path):
 
 def test_the_folder_depends_on_what_is_composed_not_on_what_was_typed(tmp_path):
     """Spelling out a default is the same cell; changing a defence's setting is another cell of the same backdoor."""
-    base = ["defense=clp", *QUICK, f"runs={tmp_path}"]
+    base = ["defense=clp", *QUICK, f"runs={tmp_path}", f"train.precision={machine.precision('cpu')}"]
     assert bench(*base)[0] == 0
+    status, said = bench(*base, "device=cpu", "train.precision=auto")
+    assert status == 0 and "done already" in said
+    assert all("auto" not in read_settings(path)["train.precision"] for path in tmp_path.rglob("config.yaml"))
     status, said = bench("attack=badnets", "defense.rule.at=3.0", "device=cpu", *base)
     assert status == 0 and "done already" in said
     assert bench("defense.rule.at=2.0", *base)[0] == 0

@@ -4,7 +4,7 @@ import pytest
 from cells import ROOT, choices, composed
 from omegaconf import OmegaConf
 
-from bench import config
+from bench import config, machine
 from bench.run import plain
 
 
@@ -40,4 +40,19 @@ def test_an_experiment_may_say_more_about_one_attack_or_defence():
     small = plain(composed("experiment=rnp_table1", "scale=cpu", "attack=lira"))
     assert (small["attack"]["generator"], small["model"]["width"]) == ("autoencoder", 16)
     quick = plain(composed("experiment=rnp_table1", "scale=cpu", "defense=anp"))["defense"]["mask"]
-    assert (quick["precision"], quick["iterations"]) == ("bf16", 2000)
+    assert (quick["precision"], quick["iterations"]) == (machine.precision("auto"), 2000)
+
+
+@pytest.mark.parametrize(
+    ("flags", "fastest"), [("avx2 avx512f", "fp32"), ("avx512f avx512_bf16", "bf16"), ("asimd bf16", "bf16")]
+)
+def test_bfloat16_only_where_the_processor_computes_in_it(flags, fastest, monkeypatch):
+    """Elsewhere it is imitated, ten times slower. What was typed is done, and what was chosen is part of the identity."""
+    monkeypatch.setattr(machine, "flags", lambda: set(flags.split()))
+    table = ["experiment=rnp_table1", "scale=cpu", "defense=anp", "device=cpu"]
+    chosen = plain(composed(*table))
+    assert (chosen["train"]["precision"], chosen["defense"]["mask"]["precision"]) == (fastest, fastest)
+    typed = plain(composed(*table, f"train.precision={fastest}", f"defense.mask.precision={fastest}"))
+    assert config.run_id(typed) == config.run_id(chosen)
+    other = plain(composed(*table, "train.precision=bf16" if fastest == "fp32" else "train.precision=fp32"))
+    assert other["train"]["precision"] != fastest and config.run_id(other) != config.run_id(chosen)

@@ -48,7 +48,7 @@ ALLOWED = {  # module (or package) -> what of the project it may import; imports
     "bench.machine": {"bench", "bench.errors"},
     "bench.tracking": {"bench.errors", "analysis.login"},
     "bench.board": {"bench.errors", "bench.tracking"},
-    "bench.config": {"bench", "bench.trust", "bench.companions", "bench.errors", "bench.files",
+    "bench.config": {"bench", "bench.trust", "bench.companions", "bench.errors", "bench.files", "bench.machine",
                      "analysis.operating_point", "analysis.revisions"},
     "bench.upkeep": {"bench.files", "bench.shelf"},
     "bench.store": {"bench", "bench.attacks", "bench.files", "bench.shelf", "bench.upkeep"},
