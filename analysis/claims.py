@@ -81,6 +81,11 @@ def judge(claim: Mapping[str, Any], sheet: Sheet, settings: Mapping[str, Mapping
     return {"verdict": verdict, "numbers": numbers + more, "departures": list(dict.fromkeys(apart))}
 
 
+def tested(sheet: Sheet, settings: Mapping[str, Mapping[str, str]]) -> bool:
+    """Whether these cells say something about any of the claims."""
+    return any(judge(claim, sheet, settings)["verdict"] != "untested" for claim in claims())
+
+
 def table(sheet: Sheet, settings: Mapping[str, Mapping[str, str]]) -> Table:
     rows = []
     for claim in claims():

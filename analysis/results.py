@@ -47,10 +47,17 @@ def section(root: Path) -> Iterator[str]:
         yield "Any cell again, with its attack, defence and seed filled in:"
         yield "\n".join(f"    {command}" for command in words)
     yield "### Findings"
+    tested = []
     for sheet in found:
         yield f"{render.md(label(sheet.dataset))}, {render.md(label(sheet.model))}:"
-        yield "\n".join(f"- {render.md(text)}" for text in [*claims.findings(sheet), *compared(sheet)])
-    yield render.markdown([claims.table(sheet, runs.settings) for sheet in found], []).strip()
+        words = [*claims.findings(sheet), *compared(sheet)]
+        if claims.tested(sheet, runs.settings):
+            tested.append(sheet)
+        else:
+            words.append("No cell here tests any of the published claims (analysis/claims.csv).")
+        yield "\n".join(f"- {render.md(text)}" for text in words)
+    if tested:
+        yield render.markdown([claims.table(sheet, runs.settings) for sheet in tested], []).strip()
     yield attacks.make(runs)[0].strip()
     yield tables.make(runs, "all")[0]["table.md"].strip()
     if texts := ledger.make(runs, "clean_drop"):

@@ -96,6 +96,14 @@ def test_findings_are_computed(runs):
     assert re.search(r"rnp by clean_drop leaves .* on some seeds: badnets\.", "\n".join(claims.findings(sheet)))
 
 
+def test_cells_that_test_no_claim_have_no_table_of_claims(runs):
+    page = results.page(runs.parent)
+    assert ": claims\n" in page and "tests any of the published claims" not in page
+    shutil.rmtree(runs / "imagefolder/resnet18/badnets")
+    page = results.page(runs.parent)
+    assert ": claims\n" not in page and "- No cell here tests any of the published claims" in page
+
+
 def test_the_command(runs, tmp_path, capsys):
     for folder in runs.glob("imagefolder/resnet18/badnets/clp/*"):
         change(folder, defense=HOSTILE)
