@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bench.attacks.base import Attack, Backdoor, PoisonAttack
 from bench.attacks.none import NoAttack
 from bench.data import ImageSet
-from bench.training import cross_entropy, to_unit
+from bench.training import careful, cross_entropy, to_unit
 
 IMAGES = 8
 
@@ -39,9 +39,10 @@ def passage(model: nn.Module, images: ImageSet, precision: str) -> str:
     x = to_unit(images.x[:IMAGES]).contiguous(memory_format=torch.channels_last)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(0)
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            loss, logits = cross_entropy(twin, x, images.y[:IMAGES])
-        loss.backward()
+        with careful(twin):
+            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+                loss, logits = cross_entropy(twin, x, images.y[:IMAGES])
+            loss.backward()
     slopes = [weight.grad for weight in twin.parameters() if weight.grad is not None]
     return fingerprint(logits, *slopes, *twin.buffers())
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import astuple, dataclass
 from typing import Any
 
@@ -45,6 +45,18 @@ def ascent(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 def to_unit(x: Tensor) -> Tensor:
     """Pixel values 0..255 -> float32 in [0, 1], keeping the memory format."""
     return x.float().div_(255)
+
+
+def careful(model: nn.Module) -> AbstractContextManager[None]:
+    """For passes forward and back: without oneDNN where it would destroy memory, which is seldom; else nothing.
+
+    On a processor with AVX2 and no AVX-512, oneDNN 3.13 (in torch 2.15) writes past its buffer on the way back through a 1x1
+    convolution with a stride and fewer than 8 channels to read, as ResNets narrower than 8 have. glibc's malloc check shows it.
+    """
+    convs = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.weight.device.type == "cpu"]
+    narrow = any(m.kernel_size == (1, 1) and max(m.stride) > 1 and m.in_channels < 8 for m in convs)
+    unsafe = narrow and torch.backends.cpu.get_cpu_capability() == "AVX2"
+    return torch.backends.mkldnn.flags(enabled=False) if unsafe else nullcontext()
 
 
 def epoch_order(count: int, plan: Plan, seed: int, epoch: int) -> Tensor:
@@ -135,7 +147,7 @@ def fit(
 
     history: list[Epoch] = []
     part = Part(keep, model=model, optimizer=optimizer, schedule=scheduler, carry=carry)
-    with part, progress(label, steps * passes) as advance:
+    with part, careful(model), progress(label, steps * passes) as advance:
         begun = part.load() or {"epoch": 0, "step": 0, "history": []}
         history += [Epoch(*means) for means in begun["history"]]
         for _ in range(begun["epoch"] * steps + begun["step"]):

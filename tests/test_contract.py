@@ -21,7 +21,7 @@ from bench.training import fit, to_unit
 
 ATTACKS, DEFENSES = attacks(), choices("defense")
 PRUNERS = [name for name in DEFENSES if "\nrule:" in (ROOT / "conf" / "defense" / f"{name}.yaml").read_text()]
-SECOND = ("model=preactresnet18", "model.width=4")  # BatchNorms here read sums and pools, not only convolutions
+SECOND = ("model=preactresnet18", "model.width=8")  # BatchNorms here read sums and pools, not only convolutions
 
 
 @pytest.fixture(scope="module")
