@@ -49,11 +49,16 @@ def precision(name: str) -> str:
 
 def flags() -> set[str]:
     """The names of the CPU's instruction sets (x86's flags, ARM's features); none where the system does not tell."""
+    return set(cpuinfo("flags", "Features").split())
+
+
+def cpuinfo(*names: str) -> str:
+    """What Linux says of the first CPU under the first of these names that it has; empty elsewhere."""
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith(("flags", "Features")):
-                return set(line.partition(":")[2].split())
-    return set()
+            if line.startswith(names):
+                return line.partition(":")[2].strip()
+    return ""
 
 
 def card_names() -> list[str]:
@@ -121,11 +126,7 @@ def resident() -> int | None:
 @cache
 def processor() -> str:
     """The CPU's name as the system gives it."""
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    return cpuinfo("model name") or platform.processor() or platform.machine()
 
 
 @cache

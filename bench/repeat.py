@@ -37,12 +37,11 @@ def passage(model: nn.Module, images: ImageSet, precision: str) -> str:
     device = images.x.device
     twin = copy.deepcopy(model).train().requires_grad_()
     x = to_unit(images.x[:IMAGES]).contiguous(memory_format=torch.channels_last)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), careful(twin):
         torch.manual_seed(0)
-        with careful(twin):
-            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-                loss, logits = cross_entropy(twin, x, images.y[:IMAGES])
-            loss.backward()
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            loss, logits = cross_entropy(twin, x, images.y[:IMAGES])
+        loss.backward()
     slopes = [weight.grad for weight in twin.parameters() if weight.grad is not None]
     return fingerprint(logits, *slopes, *twin.buffers())
 

@@ -129,7 +129,7 @@ def run(smoke: bool, words: tuple[str, ...], runs: Path) -> dict[str, Any]:
     data = setting.images(8)
     per_image = operations(setting.network, data.x.float() / 255, data.y, True)
     session = Session(runs, (SMOKE if smoke else FULL) + words, BUDGET - (time.perf_counter() - started))
-    facts = training(session, (2, 3), list(measured["peak"].values())[-1], per_image)
+    facts = training(session, (2, 3), measured["peak"][machine.precision(device.type)], per_image)
     facts += defending(session, DEFENSES[smoke], 3)
     facts += gridded(session, *GRID[smoke], 3)
     if smoke:  # another network, other data: nothing to hold against a goal

@@ -66,10 +66,8 @@ def rates(setting: Setting, device: torch.device, batch: int, steps: int = 1) ->
 
     variants: dict[str, Work] = {}
     kernels: dict[str, dict[str, float]] = {}
-    precisions = {"fp32", machine.precision(device.type)}
-    for precision, dtype in PRECISIONS.items():
-        if precision not in precisions:
-            continue
+    for precision in dict.fromkeys(("fp32", machine.precision(device.type))):
+        dtype = PRECISIONS[precision]
         variants[f"train {precision}"] = training(net, data, batch, steps, precision, setting)
         variants[f"eval {precision}"] = evaluating(net, tested, dtype, device)
         made = products(dtype, device, setting.size.small)

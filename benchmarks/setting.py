@@ -109,7 +109,7 @@ class Setting:
             batch_size=64,
             lr=0.05,
             schedule="onecycle",
-            precision="bf16" if self.bf16 else "fp32",
+            precision=machine.precision("cpu"),
         )
         fit(net, poisoned, plan, seed=0)
         return net.to(memory_format=torch.contiguous_format)
