@@ -31,6 +31,7 @@ from benchmarks.rows import ROWS, measure
 from benchmarks.setting import QUICK, Setting, Size
 
 CPU = torch.device("cpu")
+HOME = write.place("cpu", machine.processor())
 PARTS: dict[str, Callable[[Setting], Any]] = {
     "rates": lambda setting: rates(setting, CPU, setting.size.batch),
     "growth": growth,
@@ -45,9 +46,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--quick", action="store_true", help="tiny sizes, to see that everything runs and agrees")
     found.add_argument("--only", metavar="ROW,…", help=f"some of {', '.join([*ROWS, *PARTS])}")
     found.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: as many as torch takes)")
-    found.add_argument(
-        "--out", type=Path, metavar="FILE", help=f"where the JSON goes ({write.CPU}, if all is run in full)"
-    )
+    found.add_argument("--out", type=Path, metavar="FILE", help=f"where the JSON goes ({HOME}, if all is run in full)")
     return found
 
 
@@ -101,7 +100,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     warnings.filterwarnings("ignore", category=FutureWarning)
     whole = not asked.quick and not asked.only
-    out = asked.out or (write.CPU if whole else None)
+    out = asked.out or (HOME if whole else None)
 
     def keep(found: dict[str, Any]) -> None:
         if out:

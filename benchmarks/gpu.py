@@ -167,7 +167,7 @@ def main(argv: list[str] | None = None) -> int:
         found = run(asked.smoke, tuple(asked.words), Path(folder))
     print(write.gpu_half(found))
     if not asked.smoke:
-        files.write(write.GPU, json.dumps(found, indent=1, allow_nan=False) + "\n")
+        files.write(write.place("gpu", found["machine"]["device"]), json.dumps(found, indent=1, allow_nan=False) + "\n")
         write.document()
     return 0
 

@@ -6,6 +6,7 @@ python -m benchmarks.write
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,25 @@ from analysis.render import Entry, Grid, md_grid
 from bench import files
 
 ROOT = Path(__file__).parent.parent
-CPU = ROOT / "results/performance/cpu.json"
-GPU = ROOT / "results/performance/gpu.json"
+MEASURED = ROOT / "results/performance"
 PAGE = ROOT / "docs/performance.md"
 
 NUMBERS = {"official", "time", "img/s, best", "power", "measured"}
 Rows = tuple[list[str], list[list[str]]]
 """A heading and lines of text."""
+
+
+def place(kind: str, device: str) -> Path:
+    """Where the JSON of a machine goes, e.g. cpu-amd-epyc.json: another machine's stays beside it.
+
+    `kind`: cpu or gpu. `device`: the processor's or card's name.
+    """
+    return MEASURED / f"{kind}-{re.sub(r'[^a-z0-9]+', '-', device.lower()).strip('-')}.json"
+
+
+def stored(kind: str) -> list[dict[str, Any]]:
+    """What was measured on each machine of this kind, by file name."""
+    return [json.loads(path.read_text()) for path in sorted(MEASURED.glob(f"{kind}-*.json"))]
 
 
 # -- numbers -----------------------------------------------------------------------------------------------------------
@@ -175,18 +188,22 @@ def verdict(found: dict[str, Any]) -> str:
     return "\n".join([lines[0], "", *lines[1:]]) if len(lines) > 1 else lines[0]
 
 
-def page(cpu: dict[str, Any] | None, gpu: dict[str, Any] | None) -> str:
+def page(cpus: list[dict[str, Any]], gpus: list[dict[str, Any]]) -> str:
     parts = [
         "# Performance",
-        "Written by `python -m benchmarks.write` from `results/performance/*.json`; `make bench` measures and writes it anew.\n"
+        "Written by `python -m benchmarks.write` from `results/performance/*.json`; `make bench` measures a machine's part.\n"
         "Ratios are those of the official procedure, re-implemented plainly (`benchmarks/official/`), to ours: on the same\n"
         "machine, in one process, in turn, each repeat against its neighbour; median and range. Before the times count, the\n"
         "outputs are compared. What the authors' side draws by chance, and its loading in ANP and RNP, is given to it for free.",
-        "## On a CPU",
-        cpu_half(cpu) if cpu else "Not run yet: `make bench`.",
-        "## On a GPU",
-        gpu_half(gpu) if gpu else "Not run yet: `make bench-gpu` takes under nine minutes and fills this half.",
     ]
+    for found in cpus:
+        parts += [f"## On a CPU: {found['machine']['device']}", cpu_half(found)]
+    if not cpus:
+        parts += ["## On a CPU", "Not run yet: `make bench`."]
+    for found in gpus:
+        parts += [f"## On a GPU: {found['machine']['device']}", gpu_half(found)]
+    if not gpus:
+        parts += ["## On a GPU", "Not run yet: `make bench-gpu` takes under nine minutes and fills this half."]
     return "\n\n".join(parts) + "\n"
 
 
@@ -239,8 +256,7 @@ def gpu_half(found: dict[str, Any]) -> str:
 
 def document() -> None:
     """Writes the page from what JSON there is."""
-    found = [json.loads(path.read_text()) if path.is_file() else None for path in (CPU, GPU)]
-    files.write(PAGE, page(*found))
+    files.write(PAGE, page(stored("cpu"), stored("gpu")))
 
 
 if __name__ == "__main__":

@@ -112,8 +112,11 @@ def test_a_warm_sweep_that_works_again_is_told(monkeypatch, again):
 # -- the page ----------------------------------------------------------------------------------------------------------
 def test_the_page_is_the_one_written_from_the_files():
     """docs/performance.md is never written by hand."""
-    stored = [json.loads(path.read_text()) if path.is_file() else None for path in (write.CPU, write.GPU)]
-    assert write.PAGE.read_text() == write.page(*stored)
+    assert write.PAGE.read_text() == write.page(write.stored("cpu"), write.stored("gpu"))
+    names = {path.name for path in write.MEASURED.iterdir()}
+    assert names == {
+        write.place(kind, m["machine"]["device"]).name for kind in ("cpu", "gpu") for m in write.stored(kind)
+    }
 
 
 @pytest.fixture(scope="module")
@@ -143,19 +146,19 @@ def test_the_page_says_what_was_missed_and_what_bounds_it(found):
     found = copy.deepcopy(found)
     row = found["rows"][0]
     row["goals"][0]["met"], row["bound"] = False, "the moon"
-    text = write.page(found, None)
+    text = write.page([found], [])
     assert "0 of 2 goals are met" in text and "What bounds it: the moon" in text
     assert "nine cells, cold: 26 s, goal ≤ 25 s" in text and "| train fp32 |" in text and "50 %" in text
     row["goals"][0]["met"] = True
-    text = write.page(found, None)
+    text = write.page([found], [])
     assert "1 of 2 goals are met" in text and "What bounds it" not in text
 
 
 def test_the_page_says_what_was_not_run_or_measured_under_load(found):
-    assert write.page(None, None).count("Not run yet") == 2
-    assert "machine was busy" in write.page(found | {"load": [9.0, 9.0]}, None)
-    assert "machine was busy" not in write.page(found | {"load": [0.0, 2.0]}, None)
-    assert "machine was busy" not in write.page(found | {"load": [None, None]}, None)
+    assert write.page([], []).count("Not run yet") == 2
+    assert "machine was busy" in write.page([found | {"load": [9.0, 9.0]}], [])
+    assert "machine was busy" not in write.page([found | {"load": [0.0, 2.0]}], [])
+    assert "machine was busy" not in write.page([found | {"load": [None, None]}], [])
 
 
 # -- make bench-gpu ----------------------------------------------------------------------------------------------------
@@ -169,4 +172,4 @@ def test_what_there_is_no_time_for_is_left_out(tmp_path, found):
     assert gpu.gridded(session, "badnets", "clp", 3) == []
     assert gpu.epochs(session.words) == 3
     half = {key: found[key] for key in ("machine", "date", "seconds", "load", "rates")} | {"facts": []}
-    assert "Left out because the time was up: small grid." in write.page(None, half | {"left_out": session.left_out})
+    assert "Left out because the time was up: small grid." in write.page([], [half | {"left_out": session.left_out}])
