@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 import statistics
 import sys
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
@@ -26,6 +28,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from bench import files, turn
 from bench.progress import console
 
+MODEL = r"[+~]*(dataset|model|attack|train|experiment|scale|seed)\b"
+"""Words of a command line that may change the backdoored model; the others leave it as it is."""
+
 
 def shared_cores(workers: int) -> int:
     """CPU threads for each of so many workers on this machine, at least one."""
@@ -36,7 +41,7 @@ def shared_cores(workers: int) -> int:
 def compose_once(sweeper: Any, loader: Any) -> None:
     """Hydra's sweepers compose every cell before the first one starts, so that a typo ends no sweep in the middle. A launcher
     that runs cells in the same process is given what was composed then, instead of having it composed again; and it does
-    those last for which it would have to wait.
+    those last for which it would have to wait. One that runs them side by side begins with cells of different models.
     """
     compose, waiting = loader.load_sweep_config, {}
 
@@ -46,8 +51,8 @@ def compose_once(sweeper: Any, loader: Any) -> None:
             cell = self.hydra_context.config_loader.load_sweep_config(self.config, [*words])
             if here:
                 waiting[tuple(words)] = cell
-        if here and not isinstance(self.launcher.launch, partial):
-            self.launcher.launch = partial(busy_last, self.launcher.launch)
+        if not isinstance(self.launcher.launch, partial):
+            self.launcher.launch = partial(busy_last if here else models_apart, self.launcher.launch)
 
     def one(self: Any, master_config: Any, sweep_overrides: list[str]) -> Any:
         found = waiting.pop(tuple(sweep_overrides), None)
@@ -68,6 +73,21 @@ def busy_last(launch: Callable[..., list[Any]], cells: Sequence[Sequence[str]], 
     for i, result in zip(later, again, strict=True):
         results[i] = result
     return results
+
+
+def models_apart(launch: Callable[..., list[Any]], cells: Sequence[Sequence[str]], initial_job_idx: int) -> list[Any]:
+    """Launches a first cell of each model, then a second one of each, and so on: workers then train models side by side,
+    where they would wait for one. Results are handed back in the order of `cells`.
+    """
+    seen: Counter[frozenset[str]] = Counter()
+    turns = []
+    for words in cells:
+        model = frozenset(word for word in words if re.match(MODEL, word))
+        turns.append(seen[model])
+        seen[model] += 1
+    order = sorted(range(len(cells)), key=turns.__getitem__)
+    results = dict(zip(order, launch([cells[i] for i in order], initial_job_idx=initial_job_idx), strict=True))
+    return [results[i] for i in range(len(cells))]
 
 
 def put_off(result: Any) -> bool:

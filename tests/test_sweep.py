@@ -124,6 +124,19 @@ def test_a_cell_is_composed_once_where_it_runs_in_the_same_process(target, times
     assert len(set(map(id, cells))) == 3 and len(composed) == times
 
 
+def test_workers_begin_with_cells_of_different_models():
+    """So that they train side by side; a launcher's results are handed back in the order that was asked for."""
+    launched = []
+
+    def launch(cells, initial_job_idx):
+        launched.extend(cells)
+        return ["".join(words) for words in cells]
+
+    cells = [(f"attack={a}", f"defense={d}", *more) for a in "ab" for d, *more in ("x", "y", ("x", "attack.target=1"))]
+    assert sweep.models_apart(launch, cells, initial_job_idx=7) == ["".join(words) for words in cells]
+    assert launched == [cells[i] for i in (0, 2, 3, 5, 1, 4)]
+
+
 def test_cells_whose_model_another_process_makes_come_last(tmp_path):
     words = ["defense=none", *QUICK, f"runs={tmp_path}"]
     assert bench("attack=badnets", *words)[0] == 0
