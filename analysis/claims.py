@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from analysis.curves import read_curve
 from analysis.ledger import differences
 from analysis.operating_point import SENTENCES
 from analysis.render import Entry, Grid, Table, listed
@@ -134,6 +135,7 @@ def findings(sheet: Sheet, rule: str = "clean_drop") -> Iterator[str]:
                 f"{label(defense)} by {rule} leaves ASR below {LOW_ASR:g} % for fewer than {LOW_DROP:g} points of ACC "
                 f"{'; '.join(parts)}."
             )
+    yield from untouched(sheet, took, rule)
     yield from gaps(sheet, took)
     if (clean := next((a for a in sheet.attacks if a[0] == "none"), None)) is not None:
         cells = {d: sheet.cell(d, clean) for d in sheet.defenses if d[0] != "none"}
@@ -158,6 +160,37 @@ def shortened(groups: Mapping[str, Sequence[str]]) -> list[str]:
 def seeds_removed(cell: Cell, rule: str) -> str:
     good = [row[f"asr_{rule}"] < LOW_ASR and row["acc_before"] - row[f"acc_{rule}"] < LOW_DROP for row in cell.shown]
     return "every seed" if all(good) else "some seeds" if any(good) else "no seed"
+
+
+def untouched(sheet: Sheet, took: Sequence[Key], rule: str) -> Iterator[str]:
+    """Where the rule let a pruner prune nothing, and what the least that it offers would have done."""
+    for defense in sheet.defenses:
+        cells = {label(a): cell for a in took if (cell := sheet.cell(defense, a)).counts and defense in sheet.pruners}
+        every = [(name, row) for name, cell in cells.items() for row in cell.shown]
+        kept = [(name, row) for name, row in every if row[f"pruned_{rule}"] == 0]
+        first = [(row, point) for _, row in kept if (point := least(Path(row["folder"], "curve.csv")))]
+        if first:
+            pruned, acc, asr = zip(*(point for _, point in first), strict=True)
+            drops = [row["acc_before"] - value for (row, _), value in zip(first, acc, strict=True)]
+            channels = span([row["channels"] for row, _ in first], 0)
+            yield (
+                f"{label(defense)} by {rule} prunes nothing of {len(kept)} of {len(every)} models "
+                f"({listed(dict.fromkeys(name for name, _ in kept))}): the least that it offers is {span(pruned, 0)} of "
+                f"{channels} channels at once, for {span(drops)} points of ACC, after which ASR is {span(asr)} %."
+            )
+
+
+def least(curve: Path) -> tuple[float, float, float] | None:
+    """How many channels the first point that prunes any prunes, and its ACC and ASR; None if there is none that is known."""
+    for _, pruned, acc, asr, _ in sorted(read_curve(curve)[0], key=lambda point: point[1] or 0.0):
+        if pruned and acc is not None and asr is not None:
+            return pruned, acc, asr
+    return None
+
+
+def span(values: Sequence[float], digits: int = 1) -> str:
+    low, high = number(min(values), digits), number(max(values), digits)
+    return low if low == high else f"{low} to {high}"
 
 
 def gaps(sheet: Sheet, took: Sequence[Key]) -> Iterator[str]:

@@ -1,5 +1,7 @@
 """RESULTS.md is what the records in results/ say, and nothing else; claims are judged by their tests."""
 
+import csv
+import json
 import re
 import shutil
 
@@ -94,6 +96,22 @@ def test_findings_are_computed(runs):
         change(folder, asr_clean_drop=50.0)
     (sheet,) = sheets(*load(runs))
     assert re.search(r"rnp by clean_drop leaves .* on some seeds: badnets\.", "\n".join(claims.findings(sheet)))
+
+
+def test_a_pruner_that_had_to_prune_nothing_is_told_with_what_it_offered(runs):
+    (sheet,) = sheets(*load(runs))
+    assert "prunes nothing" not in "\n".join(claims.findings(sheet))
+    folder = next(runs.glob("imagefolder/resnet18/badnets/rnp/s3-*"))
+    change(folder, pruned_clean_drop=0)
+    curve = list(csv.DictReader((folder / "curve.csv").read_text().splitlines()))
+    first = next(row for row in curve if int(row["pruned"]))
+    (sheet,) = sheets(*load(runs))
+    (said,) = [text for text in claims.findings(sheet) if "prunes nothing" in text]
+    assert said.startswith("rnp by clean_drop prunes nothing of 1 of 3 models (badnets): ")
+    drop = json.loads((folder / "record.json").read_text())["acc_before"] - float(first["acc"])
+    assert f"is {first['pruned']} of 4800 channels at once, for {drop:.1f} points of ACC" in said
+    (folder / "curve.csv").unlink()
+    assert not [text for text in claims.findings(sheet) if "prunes nothing" in text]
 
 
 def test_cells_that_test_no_claim_have_no_table_of_claims(runs):
