@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import _thread
 import errno
 import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from threading import Timer
 from types import FrameType
 from typing import Any
 
@@ -138,6 +138,7 @@ class Terminated(KeyboardInterrupt):
 def stoppable() -> None:
     """Ctrl-C and SIGTERM raise, but never within an import: the compiled parts of torch and of Triton run Python while they
     are loaded, and an exception there would abort the whole process (one Ctrl-C in 230, measured). They wait for its end."""
+    ours = threading.main_thread().ident or 0
     waiting: set[int] = set()
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -145,13 +146,13 @@ def stoppable() -> None:
             raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
         if number not in waiting:
             waiting.add(number)
-            timer = Timer(0.02, knock, [number])
-            timer.daemon = True
-            timer.start()
+            threading.Thread(target=knock, args=[number], daemon=True).start()
 
     def knock(number: int) -> None:
+        while importing(sys._current_frames().get(ours)):
+            time.sleep(0.02)
         waiting.discard(number)
-        _thread.interrupt_main(signal.Signals(number))
+        signal.pthread_kill(ours, number)  # it also ends a sleep, which _thread.interrupt_main does not
 
     signal.signal(signal.SIGTERM, stop)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it was told to ignore it, as after nohup

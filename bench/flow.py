@@ -16,8 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn import functional as F
@@ -66,6 +64,9 @@ class Flow:
 
     def gone(self) -> np.ndarray:
         """id -> bool: it can go, and so can all it is tied to. Every layer keeps at least one channel."""
+        from scipy.sparse import coo_array  # a quarter of a second, for those who make a network smaller
+        from scipy.sparse.csgraph import connected_components
+
         none = np.empty(0, int)
         a, b = (np.concatenate([none, *(tie[side] for tie in self.ties)]) for side in (0, 1))
         graph = coo_array((np.ones(len(a)), (a, b)), (self.count, self.count))

@@ -17,6 +17,8 @@ from bench.plan import Plan
 from bench.training import fit
 
 ROOT = Path(__file__).parent.parent
+NARROW = "model.layers=[8,8,M,16,16,M,16]"
+"""The digits' own network with a quarter of the channels, on the command line: a training takes a fifth of the time."""
 build = partial(instantiate, _convert_="all")
 
 

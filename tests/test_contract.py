@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from cells import ROOT, attacks, build, choices, composed, shrink
+from cells import NARROW, ROOT, attacks, build, choices, composed, shrink
 
 from bench import store
 from bench.attacks.base import Backdoor, Lab, PoisonAttack
@@ -21,7 +21,7 @@ from bench.training import fit, to_unit
 
 ATTACKS, DEFENSES = attacks(), choices("defense")
 PRUNERS = [name for name in DEFENSES if "\nrule:" in (ROOT / "conf" / "defense" / f"{name}.yaml").read_text()]
-FIRST = ("model.layers=[8,8,M,16,16,M,16]",)  # the data set's own network, narrower
+FIRST = (NARROW,)
 SECOND = ("model=preactresnet18", "model.width=8")  # BatchNorms here read sums and pools, not only convolutions
 
 

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from bench.attacks.base import poison_count
 from bench.data import Augment, generator, stratified, stream
+from bench.datasets import handwritten
 from bench.errors import UserError
 
 
@@ -145,3 +146,4 @@ def test_digits_are_the_published_ones():
     assert torch.cat([p.y for p in parts]).bincount().tolist() == np.bincount(labels).tolist()
     mean = torch.cat([p.x for p in parts]).float().mean()
     assert mean == pytest.approx(images.mean() * 255 / 16, rel=0.02), "resizing keeps the ink"
+    assert all(np.array_equal(ours, theirs) for ours, theirs in zip(handwritten(), (images, labels), strict=True))

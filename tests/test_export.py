@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from cells import ROOT, attacks, build, choices, composed
+from cells import NARROW, ROOT, attacks, build, choices, composed
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -25,7 +25,7 @@ from bench.run import composed as typed
 from bench.run import plain
 from bench.scene import scene
 
-QUICK = ["train.epochs=2", "threads=1", "gate.max_drop=null"]
+QUICK = ["train.epochs=2", "threads=1", "gate.max_drop=null", NARROW]
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from cells import NARROW
 from test_bench import ENV, ROOT, alone, cards, leftovers, records
 
 
@@ -62,7 +63,16 @@ def weights(runs: Path) -> dict[str, list[str]]:
     }
 
 
-REAL = ["-m", "attack=wanet", "defense=none,clp", "train.epochs=2", "threads=1", "checkpoint=0", "gate.max_drop=null"]
+REAL = [
+    "-m",
+    "attack=wanet",
+    "defense=none,clp",
+    "train.epochs=2",
+    "checkpoint=0",
+    "threads=1",
+    "gate.max_drop=null",
+    NARROW,
+]
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from cells import NARROW
 from filelock import FileLock
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 from omegaconf import OmegaConf
@@ -85,7 +86,7 @@ def test_the_rest_of_the_time_is_honest():
 
 def test_launchers_are_presets_that_change_no_cell(tmp_path):
     """`launcher=joblib` is a sweep by itself; the cells are those of a plain run, and a finished one is not run again."""
-    words = ["attack=none", "defense=none", "train.epochs=1", "threads=1", f"runs={tmp_path}"]
+    words = ["attack=none", "defense=none", "train.epochs=1", "threads=1", NARROW, f"runs={tmp_path}"]
     assert bench(*words)[0] == 0
     status, said = alone("launcher=joblib", "workers=2", *words, "defense=none,clp", "attack.target=0,99")
     assert status == 1 and said.count("done already") == 1 and "2 of 4 cells failed" in said, said
@@ -155,7 +156,7 @@ def test_cells_whose_model_another_process_makes_come_last(tmp_path):
 
 
 def test_an_attack_does_not_wait_for_the_clean_model_before_its_own(tmp_path):
-    words = ["attack=none", "defense=none", "train.epochs=1", "threads=1", f"runs={tmp_path}"]
+    words = ["attack=none", "defense=none", "train.epochs=1", "threads=1", NARROW, f"runs={tmp_path}"]
     assert bench(*words)[0] == 0
     (clean,) = cards(tmp_path)
     shutil.rmtree(clean.parent)
