@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import io
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
-from analysis.render import plain, write
+from analysis.render import plain, slug, write
 from analysis.sheets import BASELINES, Key, Sheet, label
 
 if TYPE_CHECKING:
@@ -184,5 +183,5 @@ def slugs(found: Sequence[Sheet]) -> list[str]:
     """What is added to a file's name, one for each sheet; nothing for a single one."""
     if len(found) < 2:
         return [""] * len(found)
-    names = [re.sub(r"[^a-z0-9]+", "-", f"{s.dataset[0]}-{s.model[0]}".lower()).strip("-")[:60] for s in found]
+    names = [slug(f"{s.dataset[0]}-{s.model[0]}")[:60] for s in found]
     return [f"-{name}" if names.count(name) == 1 else f"-{name}-{i + 1}" for i, name in enumerate(names)]

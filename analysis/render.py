@@ -145,10 +145,15 @@ def tex_number(text: str) -> str:
     return SPREAD.sub(r"$_{\\pm \1}$", tex(text))
 
 
+def slug(text: str) -> str:
+    """A name for files and labels: a to z and digits, everything else a single `-` between them."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
 def latex(tables: Sequence[Table]) -> str:
     lines = [r"% needs \usepackage{booktabs} and \usepackage{graphicx}"]
     for table in tables:
-        label = re.sub(r"[^a-z0-9]+", "-", table.title.lower()).strip("-")
+        label = slug(table.title)
         lines += [r"\begin{table}", r"\centering\small", rf"\caption{{{' '.join(map(tex, table.caption))}}}"]
         lines += [rf"\label{{tab:{label}}}\par\medskip", *tex_grids(table.grid)]
         for title, grid in table.more:

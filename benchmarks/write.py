@@ -6,11 +6,10 @@ python -m benchmarks.write
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
-from analysis.render import Entry, Grid, md_grid
+from analysis.render import Entry, Grid, md_grid, slug
 from bench import files
 
 ROOT = Path(__file__).parent.parent
@@ -27,7 +26,7 @@ def place(kind: str, device: str) -> Path:
 
     `kind`: cpu or gpu. `device`: the processor's or card's name.
     """
-    return MEASURED / f"{kind}-{re.sub(r'[^a-z0-9]+', '-', device.lower()).strip('-')}.json"
+    return MEASURED / f"{kind}-{slug(device)}.json"
 
 
 def stored(kind: str) -> list[dict[str, Any]]:
