@@ -65,7 +65,7 @@ docs-defenses: $(STAMP)  ## every defence against six models on the embedded dig
 	@$(BIN)/python -m analysis.tables --runs $(RUNS)/docs-defenses --into docs/defenses.md
 
 test: $(STAMP)  ## the test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --durations=15 --durations-min=10
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadscope --no-loadscope-reorder --durations=15 --durations-min=10
 
 test-launchers: $(STAMP)  ## the 3 x 3 demo by each parallel launcher that is installed, and whether all agree (ten minutes)
 	PYTHON=$(CURDIR)/$(BIN)/python bash tests/launchers.sh $(RUNS)/test-launchers
