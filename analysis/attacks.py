@@ -12,7 +12,7 @@ from analysis import command, render
 from analysis.load import Problem
 from analysis.render import Entry, Grid, Table, listed
 from analysis.runs import Runs
-from analysis.sheets import Sheet, label, number
+from analysis.sheets import BASELINES, Sheet, label, number
 
 COLUMNS = ["attack", "took", "poisoned", "ASR per seed", "ACC", "clean model's ACC", "ASR", "RA", "seconds"]
 
@@ -37,8 +37,8 @@ def models(sheet: Sheet, attack: tuple[str, str]) -> pd.DataFrame:
 def row(name: str, rows: pd.DataFrame) -> list[Entry]:
     if not len(rows):
         return []
-    took, control = int(rows["took"].sum()), bool((rows["attack"] == "none").all())
-    said = "control" if control else f"{took} of {len(rows)}"
+    took, control = int(rows["took"].sum()), rows["attack"].isin(BASELINES).all()
+    said = f"{took} of {len(rows)}" if not control else "control" if rows.iloc[0]["attack"] == "none" else "unknown"
     style = "" if control or took else "struck"
     return [
         Entry(name),
@@ -66,7 +66,7 @@ def spread(values: pd.Series, digits: int = 1) -> str:
     values = values.dropna().astype(float)
     if not len(values):
         return "–"
-    return f"{values.mean():.{digits}f}" + (f" ± {values.std():.{digits}f}" if len(values) > 1 else "")
+    return number(values.mean(), digits) + (f" ± {number(values.std(), digits)}" if len(values) > 1 else "")
 
 
 def caption(sheet: Sheet) -> Iterator[str]:

@@ -18,44 +18,53 @@ from analysis.sheets import BASELINES, Cell, Key, Sheet, label, mean, number
 CLAIMS = Path(__file__).with_name("claims.csv")
 TERM = re.compile(r"(asr|ra|acc|acc_drop|der) (<|>) (\d+(?:\.\d+)?)")
 COMPARE = {"<": operator.lt, ">": operator.gt}
+OF = ("each", "average")
 VERDICTS = ("holds", "holds where tested", "in part", "does not hold", "untested")
 LOW_ASR, LOW_DROP = 5.0, 5.0  # what counts as removed in the findings: percent, points
 NAMED = 6  # attacks that a sentence names
 
 
 def claims(path: Path = CLAIMS) -> list[dict[str, Any]]:
-    """Each with `claim`, `source`, `defense`, `attacks`, `rule`, `test` and the paper's model, epochs, clean images and poison
-    rate. Raises ValueError for one that is not understood.
+    """Each with `claim`, `source`, `defense`, `attacks`, `of`, `rule`, `test` and the paper's model, epochs, clean images and
+    poison rate. Raises ValueError for one that is not understood.
 
-    A test is one comparison or several with `and`: `asr < 5 and acc_drop < 5`.
+    A test is one comparison or several with `and`: `asr < 5 and acc_drop < 5`; `of` each attack, or of the average over them.
     """
     with path.open(encoding="utf-8", newline="") as file:
         rows: list[dict[str, Any]] = list(csv.DictReader(file))
     for row in rows:
         row["attacks"] = row["attacks"].split()
         row["terms"] = [TERM.fullmatch(term) for term in row["test"].split(" and ")]
-        if None in row["terms"] or row["rule"] not in SENTENCES:
-            raise ValueError(f"{path.name}: {row['test']!r} by {row['rule']!r} is no test")
+        if None in row["terms"] or row["rule"] not in SENTENCES or row["of"] not in OF:
+            raise ValueError(f"{path.name}: {row['test']!r} by {row['rule']!r} of {row['of']!r} is no test")
         for name in ("epochs", "clean", "poison_rate"):
             row[name] = float(row[name]) if row[name] else None
     return rows
 
 
-def value(cell: Cell, name: str, rule: str) -> float:
+def values(cell: Cell, name: str, rule: str) -> list[float]:
+    """Of each shown seed."""
     if name == "acc_drop":
-        return mean(cell.values("acc_before")) - mean(cell.column("acc", rule))
-    return mean(cell.column(name, rule))
+        return [row["acc_before"] - row[f"acc_{rule}"] for row in cell.shown]
+    return cell.column(name, rule)
+
+
+def value(cell: Cell, name: str, rule: str) -> float:
+    return mean(values(cell, name, rule))
 
 
 def judge(claim: Mapping[str, Any], sheet: Sheet, settings: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
     """`verdict` (one of VERDICTS), `numbers` of each attack, and `departures` from the paper's setting.
 
-    By the mean over the seeds whose attack took. Of several settings the one closest to the paper's is taken.
+    By every seed whose attack took; a claim about an average, by the mean over the attacks of the means over these seeds. Of
+    several settings the one closest to the paper's is taken.
     """
     passed: list[bool] = []
+    means: list[list[float]] = []
     numbers: list[str] = []
     apart: list[str] = []
     untested: list[str] = []
+    terms = [(t[1], COMPARE[t[2]], float(t[3])) for t in claim["terms"]]
     for name in claim["attacks"]:
         pairs = [(a, d) for a in sheet.attacks if a[0] == name for d in sheet.defenses if d[0] == claim["defense"]]
         done = [(a, d) for a, d in pairs if sheet.cell(d, a).rows]
@@ -65,13 +74,20 @@ def judge(claim: Mapping[str, Any], sheet: Sheet, settings: Mapping[str, Mapping
             continue
         away = {pair: differences(claim, (sheet, *pair), settings) for pair in took}
         attack, defense = min(took, key=lambda pair: (len(away[pair]), pair))
-        terms = [(t[1], COMPARE[t[2]], float(t[3])) for t in claim["terms"]]
-        found = {term: value(sheet.cell(defense, attack), term, claim["rule"]) for term, _, _ in terms}
-        passed.append(all(compare(found[term], limit) for term, compare, limit in terms))
-        numbers.append(
-            f"{label(attack)}: " + listed(f"{term.replace('_', ' ')} {number(v)}" for term, v in found.items())
-        )
+        found = {term: values(sheet.cell(defense, attack), term, claim["rule"]) for term, _, _ in terms}
+        means.append([mean(found[term]) for term, _, _ in terms])
+        seeds = list(zip(*found.values(), strict=True))
+        good = [all(compare(v, limit) for v, (_, compare, limit) in zip(seed, terms, strict=True)) for seed in seeds]
+        passed += good
+        told = listed(f"{term.replace('_', ' ')} {number(mean(v))}" for term, v in found.items())
+        n = f" ({sum(good)} of {len(good)} seeds)" if len(good) > 1 and claim["of"] == "each" else ""
+        numbers.append(f"{label(attack)}: {told}{n}")
         apart += away[attack, defense]
+    if claim["of"] == "average" and means:
+        total = [mean(column) for column in zip(*means, strict=True)]
+        passed = [all(compare(v, limit) for v, (_, compare, limit) in zip(total, terms, strict=True))]
+        told = listed(f"{term.replace('_', ' ')} {number(v)}" for v, (term, _, _) in zip(total, terms, strict=True))
+        numbers.insert(0, f"average: {told}")
     if not passed:
         verdict = "untested"
     elif all(passed):
@@ -92,13 +108,16 @@ def table(sheet: Sheet, settings: Mapping[str, Mapping[str, str]]) -> Table:
     for claim in claims():
         found = judge(claim, sheet, settings)
         here, apart = listed(found["numbers"], "; "), listed(found["departures"])
-        rows.append(
-            [claim["claim"], claim["source"], f"{claim['test']}, by {claim['rule']}", found["verdict"], here, apart]
-        )
+        over = " on average" if claim["of"] == "average" else ""
+        said = f"{claim['test']}{over}, by {claim['rule']}"
+        rows.append([claim["claim"], claim["source"], said, found["verdict"], here, apart])
     counts = {verdict: sum(row[3] == verdict for row in rows) for verdict in VERDICTS}
     return Table(
         f"{label(sheet.dataset)}, {label(sheet.model)}: claims",
-        ["; ".join(f"{verdict}: {n}" for verdict, n in counts.items()) + ". Means over the seeds whose attack took."],
+        [
+            "; ".join(f"{verdict}: {n}" for verdict, n in counts.items()) + ". A claim holds if every seed "
+            "whose attack took passes its test; where it is about an average, if the average over the attacks does."
+        ],
         Grid(
             [("", ["claim", "source", "test", "verdict", "here", "departures from the source"])],
             [
@@ -124,7 +143,7 @@ def findings(sheet: Sheet, rule: str = "clean_drop") -> Iterator[str]:
     for defense in sheet.defenses:
         if defense[0] == "none":
             continue
-        groups: dict[str, list[str]] = {"every seed": [], "some seeds": [], "no seed": []}
+        groups: dict[str, list[str]] = {"every seed": [], "some seeds": [], "the one seed": [], "no seed": []}
         for attack in took:
             cell = sheet.cell(defense, attack)
             if cell.counts:
@@ -159,7 +178,9 @@ def shortened(groups: Mapping[str, Sequence[str]]) -> list[str]:
 
 def seeds_removed(cell: Cell, rule: str) -> str:
     good = [row[f"asr_{rule}"] < LOW_ASR and row["acc_before"] - row[f"acc_{rule}"] < LOW_DROP for row in cell.shown]
-    return "every seed" if all(good) else "some seeds" if any(good) else "no seed"
+    if not any(good):
+        return "no seed"
+    return "some seeds" if not all(good) else "every seed" if len(good) > 1 else "the one seed"
 
 
 def untouched(sheet: Sheet, took: Sequence[Key], rule: str) -> Iterator[str]:
@@ -182,7 +203,7 @@ def untouched(sheet: Sheet, took: Sequence[Key], rule: str) -> Iterator[str]:
 
 def least(curve: Path) -> tuple[float, float, float] | None:
     """How many channels the first point that prunes any prunes, and its ACC and ASR; None if there is none that is known."""
-    for _, pruned, acc, asr, _ in sorted(read_curve(curve)[0], key=lambda point: point[1] or 0.0):
+    for _, pruned, acc, asr, *_ in sorted(read_curve(curve)[0], key=lambda point: point[1] or 0.0):
         if pruned and acc is not None and asr is not None:
             return pruned, acc, asr
     return None

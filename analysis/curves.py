@@ -16,7 +16,7 @@ from analysis.load import Problem, reason
 from analysis.operating_point import SENTENCES
 from analysis.schema import AXES, read_text
 
-COLUMNS = ("at", "pruned", "acc", "asr", "ra")
+COLUMNS = ("at", "pruned", "acc", "asr", "ra", "select_acc")
 NAMES = [name for axis in AXES for name in (axis, f"{axis}_settings")] + ["seed"]
 COUNT = 1e9  # a model has fewer channels
 
@@ -25,7 +25,7 @@ def curves(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[Problem]]:
     """The curve.csv of those cells below each other, each row with its cell's names, settings and seed; and problems.
 
     Columns: `at` (the threshold, in the defence's own unit; NaN where there is none), `pruned` (channels), `acc`, `asr`,
-    `ra` (percent; `ra` and `asr` NaN where the record does not know them).
+    `ra` (percent; `ra` and `asr` NaN where the record does not know them), `select_acc` (percent, on the defender's own images).
     """
     rows, lengths, problems = every(frame, "curve.csv", read_curve)
     return beside(frame, pd.DataFrame(rows, columns=list(COLUMNS), dtype=float), lengths), problems

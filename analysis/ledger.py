@@ -1,7 +1,8 @@
 """Published numbers beside the closest of ours: the difference, and what differs between the two that may be why.
 
 `analysis/reported.csv` holds the published ones with their sources. A number with a threshold (`at`) is held against our
-curve at that threshold, every other one against our operating point.
+curve at that threshold, one whose source chose it by a rule that we have (`rule`) against our operating point by that
+rule, every other one against the operating point that is asked for. `apart` says what its source is known to do otherwise.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from analysis.operating_point import SENTENCES
 from analysis.render import Entry, Grid, Table, listed
 from analysis.runs import Runs
 from analysis.schema import METRICS, is_percent
+from analysis.settings import by_hand
 from analysis.sheets import Cell, Key, Sheet, label, mean, number
 
 REPORTED = Path(__file__).with_name("reported.csv")
@@ -33,6 +35,8 @@ def reported(path: Path = REPORTED) -> list[dict[str, Any]]:
     for row in rows:
         for name in (*METRICS, "at", "poison_rate", "epochs", "clean"):
             row[name] = float(row[name]) if row[name] else None
+        if row["rule"] and row["rule"] not in SENTENCES:
+            raise ValueError(f"{path.name}: {row['rule']!r} is no rule")
         if not all(row[metric] is None or is_percent(row[metric]) for metric in METRICS):
             raise ValueError(f"{path.name}: {row['printed']} of {row['paper']} holds no percentage")
     return rows
@@ -63,7 +67,12 @@ def compare(root: Path | Runs, rule: str) -> list[dict[str, Any]]:
 
 def config(sheet: Sheet, attack: Key, defense: Key, settings: Mapping[str, Settings]) -> Settings:
     """The settings of the first seed; the others have the same."""
-    return settings.get(sheet.cell(defense, attack).rows[0]["where"], {})
+    return settings.get(first(sheet, attack, defense)["where"], {})
+
+
+def first(sheet: Sheet, attack: Key, defense: Key) -> Mapping[str, Any]:
+    """The record of the first seed."""
+    return sheet.cell(defense, attack).rows[0]
 
 
 def same_data(row: Mapping[str, Any], ours: tuple[Sheet, Key, Key], settings: Mapping[str, Settings]) -> bool:
@@ -82,22 +91,34 @@ def differences(row: Mapping[str, Any], ours: tuple[Sheet, Key, Key], settings: 
         why.append(f"{sheet.model[0]} for {row['model']}")
     if (width := own.get("model.width", "64")) != "64":
         why.append(f"width {width} for 64")
-    for key, name, what in (
-        ("epochs", "train.epochs", "{} epochs for {}"),
-        ("clean", "clean.tune", "{} clean images for {}"),
-        ("poison_rate", "attack.poison_rate", "poison rate {} for {}"),
+    here = {"epochs": number_of(own.get("train.epochs")), "clean": number_of(own.get("clean.tune"))}
+    here["poison_rate"] = poison_rate(first(*ours), own)
+    for key, what in (
+        ("epochs", "{} epochs for {}"),
+        ("clean", "{} clean images for {}"),
+        ("poison_rate", "poison rate {} for {}"),
     ):
-        here, there = own.get(name), row[key]
-        if row["defense"] == "none" and key == "clean":
+        there = row[key]
+        if there is None or math.isnan(here[key]) or (row["defense"] == "none" and key == "clean"):
             continue
-        if here and there is not None and number_of(here) != there:
-            why.append(what.format(here, f"{there:g}"))
-    return why
+        if abs(here[key] - there) > 0.01 * there:
+            why.append(what.format(f"{here[key]:.3g}", f"{there:g}"))
+    words = by_hand(first(*ours)["folder"], ("defense", "attack"))
+    return why + [f"{word}, given by hand" for word in words if not word.startswith("attack.poison_rate=")]
 
 
-def number_of(text: str) -> float:
+def poison_rate(record: Mapping[str, Any], settings: Settings) -> float:
+    """The share of the training images, or of what was drawn, that is poisoned; NaN if unknown.
+
+    The setting says so only where it is not a share of the target class or of other victims.
+    """
+    known = record.get("poison_rate")
+    return float(known) if known is not None and known == known else number_of(settings.get("attack.poison_rate"))
+
+
+def number_of(text: str | None) -> float:
     try:
-        return float(text)
+        return float(text or "")
     except ValueError:
         return math.nan
 
@@ -112,9 +133,10 @@ def beside(
     """Our side of a row of `compare`."""
     sheet, attack, defense = ours
     cell = sheet.cell(defense, attack)
-    values = at_threshold(cell, points, row["at"]) if row["at"] is not None else None
-    if values is None:
-        values = {metric: cell.column(metric, rule) for metric in METRICS}
+    own, unknown = row["rule"] or rule, ""
+    values: Mapping[str, list[float]] = {metric: cell.column(metric, own) for metric in METRICS}
+    if row["at"] is not None:
+        values, unknown = at_threshold(cell, points, row["at"], settings)
     known = {metric: mean(v) if v else None for metric, v in values.items()}
     out: dict[str, Any] = {"dataset_ours": label(sheet.dataset), "model_ours": label(sheet.model)}
     out["max_drop"] = cell.rows[0]["max_drop"]
@@ -123,8 +145,12 @@ def beside(
     for metric, value in known.items():
         out[f"{metric}_difference"] = None if value is None or row[metric] is None else value - row[metric]
     why = differences(row, ours, settings)
+    if unknown:
+        why.append(unknown)
     if row["at"] is None and row["defense"] != "none":
-        why.append(f"operating point by {rule}")
+        why.append(f"operating point by {own}" + (", as theirs" if row["rule"] else ""))
+    if row["apart"]:
+        why.append(row["apart"])
     if not cell.counts:
         why.insert(0, "our attack did not take")
     if row["verified"] != "yes":
@@ -132,11 +158,43 @@ def beside(
     return out | {"why": why}
 
 
-def at_threshold(cell: Cell, points: pd.DataFrame, at: float) -> dict[str, list[float]] | None:
-    """Of the shown seeds, what their curves have at that threshold; None unless every one has such a point."""
-    places = {row["where"] for row in cell.shown}
-    rows = points[points["where"].isin(places) & ((points["at"] - at).abs() < 1e-6)].drop_duplicates("where")
-    return {metric: rows[metric].tolist() for metric in METRICS} if len(rows) == len(places) else None
+def at_threshold(
+    cell: Cell, points: pd.DataFrame, at: float, settings: Mapping[str, Settings]
+) -> tuple[dict[str, list[float]], str]:
+    """What the curves of the shown seeds have at that threshold; or nothing, and why."""
+    found = []
+    for row in cell.shown:
+        point, unknown = point_at(row, points[points["where"] == row["where"]], at, settings.get(row["where"], {}))
+        if point is None:
+            return {metric: [] for metric in METRICS}, unknown
+        found.append(point)
+    return {metric: [float(p[metric]) for p in found if p[metric] == p[metric]] for metric in METRICS}, ""
+
+
+def point_at(
+    record: Mapping[str, Any], curve: pd.DataFrame, at: float, settings: Settings
+) -> tuple[pd.Series | None, str]:
+    """The row of a curve (from few to many pruned channels) that a threshold amounts to; or None, and why there is none.
+
+    A curve has no row of its own for a threshold that prunes what the one before it prunes, nor for those after the one
+    that lost too much (`selection.stop`).
+    """
+    own = curve[(curve["at"] - at).abs() < 1e-6]
+    if len(own):
+        return own.iloc[0], ""
+    looked_at = [number_of(text) for text in settings.get("defense.sweep.points", "").strip("[]").split(",")]
+    if settings.get("defense.sweep.by") != "at" or not any(abs(point - at) < 1e-6 for point in looked_at):
+        return None, "our curve has no such threshold"
+    measured = curve["at"].dropna().tolist()
+    ends = measured if len(set(measured)) > 1 else looked_at
+    before = curve[curve["at"].isna() | ((curve["at"] < at) if ends[-1] > ends[0] else (curve["at"] > at))]
+    if not len(before):
+        return None, "our curve has no such threshold"
+    stop, last = number_of(settings.get("selection.stop")), before.iloc[-1]
+    start = record.get("select_acc_before")
+    if not math.isnan(stop) and not (start is not None and last["select_acc"] >= start - stop):
+        return None, f"our curve ended before such a threshold, {stop:g} points of ACC lost"
+    return last, ""
 
 
 # -- the table ---------------------------------------------------------------------------------------------------------
@@ -146,8 +204,9 @@ def tables(rows: Sequence[Mapping[str, Any]], rule: str) -> Iterator[Table]:
         own = [row for row in rows if (row["paper"], row["table"], row["model"]) == source]
         rule_said = SENTENCES[rule].format(max_drop=own[0]["max_drop"])
         caption = (
-            "Ours: mean over seeds; where the source names a threshold, our curve at that threshold, else by "
-            f"{rule}: {rule_said}. Differences are ours minus published, in points; struck: our attack did not take."
+            "Ours: mean over seeds; where the source names a threshold, our curve at that threshold; where it is known to "
+            f"have chosen on test data, by oracle; else by {rule}: {rule_said}. Differences are ours minus published, in points; "
+            "struck: our attack did not take."
         )
         pairs = [(name, ("ACC", "ASR")) for name in ("published", "ours", "difference")]
         groups = [("", ("attack", "defence")), *pairs, ("", ("seeds",))]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from analysis import schema, settings
 from analysis.index import Index
 from analysis.revisions import stale
-from analysis.schema import AXES, read_record
+from analysis.schema import AXES, NEEDED, by_trigger, read_record
 from analysis.settings import read_settings, set_apart
 
 if TYPE_CHECKING:
@@ -68,6 +68,8 @@ def gather(root: str | Path) -> tuple[pd.DataFrame, list[Problem], dict[str, set
             problems.append(Problem("other", row["where"], f"not counted: same settings and seed as {first['where']}"))
     ordered = [done[key] for key in sorted(done)]
     frame = pd.DataFrame([{k: v for k, v in row.items() if k not in ("settings", "kind", "what")} for row in ordered])
+    for name in frame.columns.intersection([key for key in NEEDED if by_trigger(key)]):
+        frame[name] = pd.to_numeric(frame[name])  # where no trigger is known, a column of nothing but null
     known = {row["where"]: row["settings"] for row in rows}
     return frame, sorted(problems, key=lambda p: (p.where, p.kind, p.what)), known
 

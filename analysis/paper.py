@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -99,19 +100,24 @@ def took(cells: Mapping[Key, Cell]) -> list[Cell]:
     return [cell for attack, cell in cells.items() if attack[0] not in BASELINES and cell.counts]
 
 
+def comparable(cells: Mapping[Key, Mapping[Key, Cell]]) -> tuple[list[Key], tuple[Key, ...]]:
+    """Those defences that have numbers against the same attacks, the most of them; and these attacks."""
+    own = {d: tuple(a for a, cell in row.items() if a[0] not in BASELINES and cell.counts) for d, row in cells.items()}
+    sets = Counter(own.values())
+    attacks = max(sets, key=lambda found: (len(found), sets[found], found), default=())
+    return [d for d, found in own.items() if found == attacks], attacks
+
+
 def average(cells: Mapping[Key, Cell], metric: str, rule: str) -> float:
     """Over the attacks that took, of the mean over seeds; NaN if there is none."""
     return mean([mean(cell.column(metric, rule)) for cell in took(cells)])
 
 
 def averages(sheet: Sheet, cells: Mapping[Key, Mapping[Key, Cell]], rule: str) -> dict[Key, list[Entry]]:
-    """ACC, ASR, RA; the lowest ASR is marked among the defences that the most attacks count for."""
-    counts = {
-        d: len(took(own)) for d, own in cells.items() if d[0] not in ("none", BEFORE[0]) and d not in sheet.cheats
-    }
-    most = max(counts.values(), default=0)
-    rivals = [d for d, count in counts.items() if count == most and count > 1 and rule != "oracle"]
-    marks = ranked({d: average(cells[d], "asr", rule) for d in rivals})
+    """ACC, ASR, RA; the lowest ASR is marked among the rivals that the most attacks, and the same ones, count for."""
+    rivals, attacks = comparable({d: cells[d] for d in sheet.rivals})
+    comparing = len(attacks) > 1 and rule != "oracle"
+    marks = ranked({d: average(cells[d], "asr", rule) for d in rivals}) if comparing else {}
     return {
         d: [
             Entry(number(average(own, metric, rule)), marks.get(d, "") if metric == "asr" else "")
@@ -184,6 +190,8 @@ def legend(sheet: Sheet, rule: str, columns: Mapping[str, Any]) -> Iterator[str]
     yield "Sees: what the defence itself looks at, before the rule chooses."
     if cheats := [label(defense) for defense in sheet.defenses if defense in sheet.cheats]:
         yield f"Cheats: {listed(cheats)} sees the true trigger; a control and no defence, so it is never marked lowest."
+    if tried := [label(defense) for defense in sheet.defenses if defense in sheet.tried]:
+        yield f"By hand: {listed(tried)} has settings given on the command line, not the preset's own; never marked or ranked."
     yield "Average and DER: over the attacks that took."
     if rule != "oracle":
         yield "Lowest ASR per attack in bold, second lowest in italics."
@@ -201,14 +209,16 @@ def notes(sheet: Sheet) -> Iterator[str]:
     if len(weak):
         clean = weak["clean_acc"].iloc[0]
         near = (
-            f"ACC within {TOOK_ACC:g} of the clean models' {clean:.1f}"
+            f"ACC within {TOOK_ACC:g} of the clean models' {number(clean)}"
             if clean == clean
             else "no clean model to compare"
         )
         which = []
         for row in weak.to_dict("records"):
             name = label((row["attack"], row["attack_settings"]))
-            which.append(f"{name} seed {row['seed']} (ASR {row['asr_before']:.1f}, ACC {row['acc_before']:.1f})")
+            which.append(
+                f"{name} seed {row['seed']} (ASR {number(row['asr_before'])}, ACC {number(row['acc_before'])})"
+            )
         yield f"† The attack did not take (needed: ASR of {TOOK_ASR:g}, {near}), so it counts in no average: {listed(which)}."
     for problem in sheet.lost:
         yield str(problem)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from analysis.drawing import Page, name_of
-from analysis.paper import took
+from analysis.paper import comparable
 from analysis.sheets import Key, Sheet, mean
 
 LEVEL = 0.05
@@ -39,34 +39,38 @@ class Ranks:
 
 
 def ranks(sheet: Sheet, rule: str, metric: str = "der") -> Ranks | None:
-    """By the mean over seeds of `metric` (higher is better), for defences that every attack that took has a number of.
+    """By the mean over seeds of `metric` (higher is better), for the rivals with numbers against the same attacks, the most.
 
     An attack is a block: its seeds are not independent of each other. None with fewer than 3 defences or 2 attacks.
     """
-    defenses = [d for d in sheet.defenses if d[0] != "none" and d not in sheet.cheats]
-    cells = {d: took({a: sheet.cell(d, a) for a in sheet.attacks}) for d in defenses}
-    most = max(map(len, cells.values()), default=0)
-    table = [[mean(cell.column(metric, rule)) for cell in own] for d, own in cells.items() if len(own) == most]
-    rivals = [d for d, own in cells.items() if len(own) == most]
-    if len(rivals) < 3 or most < 2 or any(math.isnan(value) for row in table for value in row):
+    cells = {d: {a: sheet.cell(d, a) for a in sheet.attacks} for d in sheet.rivals}
+    rivals, attacks = comparable(cells)
+    table = [[mean(cells[d][a].column(metric, rule)) for a in attacks] for d in rivals]
+    if len(rivals) < 3 or len(attacks) < 2 or any(math.isnan(value) for row in table for value in row):
         return None
     return test(rivals, table)
 
 
 def test(defenses: Sequence[Key], table: Sequence[Sequence[float]]) -> Ranks:
-    """`table`: a row per defence with a number per attack, higher is better."""
-    from scipy.stats import chi2, rankdata, studentized_range
+    """`table`: a row per defence with a number per attack, higher is better.
+
+    p is that of Friedman's statistic among the permutations of the ranks within each attack: of all of them where they are
+    few, else of 9,999 by chance. Its chi-square is far off for as few attacks as a sweep has.
+    """
+    import numpy as np
+    from scipy.stats import permutation_test, rankdata, studentized_range
 
     k, n = len(table), len(table[0])
     by_attack = [rankdata([-row[j] for row in table]) for j in range(n)]
     sums = [float(sum(own[i] for own in by_attack)) for i in range(k)]
-    ties = sum(t**3 - t for own in by_attack for t in pd.Series(own).value_counts())
-    correction = 1 - ties / (n * (k**3 - k))
-    statistic = 12 / (n * k * (k + 1)) * sum(s * s for s in sums) - 3 * n * (k + 1)
-    p = float(chi2.sf(statistic / correction, k - 1)) if correction > 0 else 1.0
+    found = permutation_test(
+        [np.array([own[i] for own in by_attack]) for i in range(k)],
+        lambda *ranks, axis: sum(own.sum(axis) ** 2 for own in ranks),  # Friedman's statistic but for constants
+        permutation_type="samples", alternative="greater", vectorized=True, rng=np.random.default_rng(0),
+    )  # fmt: skip
     q = float(studentized_range.ppf(1 - LEVEL, k, math.inf)) / math.sqrt(2)
     average = {defense: total / n for defense, total in zip(defenses, sums, strict=True)}
-    return Ranks(average, n, p, q * math.sqrt(k * (k + 1) / (6 * n)))
+    return Ranks(average, n, float(found.pvalue), q * math.sqrt(k * (k + 1) / (6 * n)))
 
 
 def draw_ranks(sheet: Sheet, points: pd.DataFrame, rule: str) -> Page | None:

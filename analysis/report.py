@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from analysis import command, ledger, localisation, plots, report_tables, tables
+from analysis import command, ledger, localisation, plots, settings, tables
 from analysis.channels import SHARE
 from analysis.index import WORTH, Index
 from analysis.load import Problem
@@ -21,11 +21,11 @@ from analysis.report_tables import (
     channels_table,
     ledger_table,
     means_table,
-    overrides,
     problems_table,
     runs_table,
 )
 from analysis.runs import Runs
+from analysis.settings import overrides
 
 
 # -- the page ----------------------------------------------------------------------------------------------------------
@@ -35,7 +35,7 @@ def make(root: Path | Runs, select: str) -> tuple[str, list[Problem]]:
     frame = runs.frame
     if not len(frame):
         return "", runs.problems
-    with Index(runs.root, "commands", (__file__, report_tables.__file__)) as index:
+    with Index(runs.root, "commands", (__file__, settings.__file__)) as index:
         files = (f"{folder}/.hydra/overrides.yaml" for folder in frame["folder"])
         kept = [index.get(w, [f], overrides, Path(f)) for w, f in zip(frame["where"], files, strict=True)]
     measured, wrong = localisation.measured(runs, SHARE)

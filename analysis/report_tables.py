@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml  # type: ignore[import-untyped]  # comes with omegaconf
 
 from analysis.channels import SHARE
 from analysis.load import Problem
 from analysis.operating_point import SENTENCES
 from analysis.page import column, columns, table
 from analysis.render import plain
-from analysis.schema import AXES, METRICS, read_text
+from analysis.schema import AXES, METRICS
 from analysis.sheets import gate
 
 Rows = Sequence[Mapping[str, Any]]
@@ -114,15 +112,6 @@ def command_of(row: Mapping[str, Any]) -> tuple[str, str]:
     return f"python bench/run.py {shlex.join(names)}", "Command (none was kept: from the names; see the settings)"
 
 
-def overrides(path: Path) -> list[str]:
-    """What was said on the command line, as Hydra keeps it; nothing if it cannot be read."""
-    try:
-        found = yaml.safe_load(read_text(path, 1 << 14))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):
-        return []
-    return [word for word in found if isinstance(word, str)] if isinstance(found, list) else []
-
-
 # -- the others --------------------------------------------------------------------------------------------------------
 def means_table(rows: Rows, max_drops: Iterable[float]) -> Spec:
     """`rows`: of `tables.tidy`, for every rule. The numbers first, what is missing behind them."""
@@ -158,8 +147,9 @@ def channels_table(rows: Rows) -> Spec:
 def ledger_table(rows: Rows, select: str) -> Spec:
     """`rows`: of `ledger.compare`. Published beside ours and the difference, then why, then the rest."""
     note = (
-        f"Published numbers and the closest of ours, by {select} unless the source names a threshold; difference: ours minus "
-        "published, in points. why: what is known to differ. took: no, if our attack did not take."
+        f"Published numbers and the closest of ours, by {select} unless the source names a threshold or chose on test data "
+        "(then by oracle); difference: ours minus published, in points. why: what is known to differ. took: no, if our attack "
+        "did not take."
     )
     flat = [{key: "; ".join(map(str, v)) if isinstance(v, list) else v for key, v in row.items()} for row in rows]
     numbers = [f"{metric}{suffix}" for metric in METRICS for suffix in ("", "_ours", "_difference")]

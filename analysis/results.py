@@ -13,8 +13,8 @@ from pathlib import Path
 
 from analysis import attacks, claims, command, ledger, localisation, render, tables
 from analysis.ranks import LEVEL, ranks
-from analysis.report_tables import overrides
 from analysis.runs import Runs
+from analysis.settings import overrides
 from analysis.sheets import Sheet, label, number
 
 VARIED = ("attack", "defense", "seed")
@@ -42,7 +42,12 @@ def section(root: Path) -> Iterator[str]:
     if not found:
         return
     yield f"## {render.md(root.name)}"
-    yield f"{len(runs.frame)} finished cells, {len(runs.problems)} that do not count. {commits(found)}"
+    weak = sum(int((~sheet.rows["took"]).sum()) for sheet in found)
+    yield (
+        f"{len(runs.frame)} finished cells, {weak} of them of attacks that did not take and so in no average; "
+        f"{len(runs.problems)} records that could not be counted. {commits(found)} "
+        f"[What was run, and how it departs from the papers](results/README.md#{render.slug(root.name)})."
+    )
     if words := again(runs.frame["folder"]):
         yield "Any cell again, with its attack, defence and seed filled in:"
         yield "\n".join(f"    {command}" for command in words)

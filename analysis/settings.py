@@ -77,6 +77,22 @@ def as_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str, sort_keys=True)
 
 
+def overrides(path: Path) -> list[str]:
+    """What was said on the command line, as Hydra keeps it; nothing if it cannot be read."""
+    try:
+        found = yaml.safe_load(read_text(path, 1 << 14))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return []
+    return [word for word in found if isinstance(word, str)] if isinstance(found, list) else []
+
+
+def by_hand(folder: str, parts: tuple[str, ...] = ("defense",)) -> list[str]:
+    """Those settings of a cell's defence (or of other parts) that were given on its command line, in place of the preset's
+    own: `defense.recover.lr=0.02`."""
+    words = (word.lstrip("+") for word in overrides(Path(folder, ".hydra", "overrides.yaml")))
+    return sorted(word for word in words if word.startswith(tuple(f"{part}." for part in parts)))
+
+
 # -- compare -----------------------------------------------------------------------------------------------------------
 def set_apart(rows: Iterable[dict[str, Any]], axis: str) -> None:
     """Writes `<axis>_settings` into each row: where cells of one name differ in settings, the settings that differ.

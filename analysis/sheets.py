@@ -14,6 +14,7 @@ import pandas as pd
 from analysis.load import Problem
 from analysis.render import Entry
 from analysis.schema import METRICS, UNKNOWN
+from analysis.settings import by_hand
 
 TOOK_ASR, TOOK_ACC = 80.0, 5.0  # the bench's own gate (conf/config.yaml), for records made before it was in them
 PLACES = [name for axis in ("dataset", "model") for name in (axis, f"{axis}_settings")]
@@ -163,6 +164,23 @@ class Sheet:
         return set(pairs(rows, "defense"))
 
     @cached_property
+    def tried(self) -> dict[Key, list[str]]:
+        """Defences with settings of their own given by hand, where the same defence is there without any: no rivals of others."""
+        names = [name for name, _ in self.keys["defense"]]
+        rows = {d: row for d in self.keys["defense"] if names.count(d[0]) > 1 for row in self.row_of(d)}
+        hand = {d: by_hand(row["folder"]) for d, row in rows.items()}
+        return {d: words for d, words in hand.items() if words and any(o[0] == d[0] and not hand[o] for o in hand)}
+
+    def row_of(self, defense: Key) -> Sequence[Mapping[str, Any]]:
+        """The first record of a defence, if there is one."""
+        return next((cell.rows[:1] for a in self.keys["attack"] if (cell := self.cell(defense, a)).rows), [])
+
+    @cached_property
+    def rivals(self) -> list[Key]:
+        """The defences that can be held against each other."""
+        return [d for d in self.defenses if d[0] != "none" and d not in self.cheats and d not in self.tried]
+
+    @cached_property
     def pruners(self) -> set[Key]:
         """Defences that had channels to choose from."""
         if "channels" not in self.rows:
@@ -221,11 +239,8 @@ class Sheet:
         return Cell([rows[seed] for seed in sorted(rows)], self.seeds, {})
 
     def styles(self, attack: Key, rule: str) -> dict[Key, str]:
-        """Lowest and second lowest ASR among the defences with the most seeds, compared as printed.
-
-        Not by the rule oracle, and none that cheats.
-        """
-        cells = {d: self.cell(d, attack) for d in self.defenses if d[0] != "none" and d not in self.cheats}
+        """Lowest and second lowest ASR among the rivals with the most seeds, compared as printed. Not by the rule oracle."""
+        cells = {d: self.cell(d, attack) for d in self.rivals}
         cells = {d: cell for d, cell in cells.items() if cell.counts}
         if rule == "oracle" or attack[0] in BASELINES or not cells:
             return {}

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -40,6 +41,36 @@ def test_a_number_with_a_threshold_is_held_against_our_curve_there():
     assert row["why"] == ["JPEG pixels", "20 epochs for 60"]
 
 
+def test_a_threshold_without_a_row_is_the_one_before_it_or_unknown(runs):
+    """A curve has no row where a threshold prunes nothing more, and none after the one that lost too much."""
+
+    def at(threshold):
+        (row,) = [r for r in ledger.compare(runs, "clean_drop") if r["defense"] == "rnp" and r["at"] == threshold]
+        return row["acc_ours"], row["why"]
+
+    places = list(runs.glob("imagefolder/resnet18/badnets/rnp/*"))
+    for folder in places:
+        lines = (folder / "curve.csv").read_text().splitlines()
+        kept = [line for line in lines if not line.startswith(("0.35,", "0.4,"))]
+        (folder / "curve.csv").write_text("\n".join(kept) + "\n")
+    assert at(0.35) == at(0.4) == at(0.3) and at(0.3)[1] == ["JPEG pixels", "20 epochs for 60"]
+    for folder in places:  # as if it had ended at 0.3: no row after it, and too much lost there
+        lines = (folder / "curve.csv").read_text().splitlines()
+        last = next(i for i, line in enumerate(lines) if line.startswith("0.3,"))
+        (folder / "curve.csv").write_text("\n".join(lines[: last + 1]) + "\n")
+        config = folder / ".hydra" / "config.yaml"
+        text = config.read_text()
+        assert "  stop: null\n" in text
+        config.write_text(text.replace("  stop: null\n", "  stop: 0.1\n"))
+    assert at(0.3)[0] is not None
+    value, why = at(0.5)
+    assert value is None and why[-1] == "our curve ended before such a threshold, 0.1 points of ACC lost"
+    for folder in places:
+        config = folder / ".hydra" / "config.yaml"
+        config.write_text(re.sub(r"points:\n( *- .*\n)+", "points: [0.1, 0.3]\n", config.read_text()))
+    assert at(0.5) == (None, ["JPEG pixels", "20 epochs for 60", "our curve has no such threshold"])
+
+
 def test_one_without_is_held_against_the_operating_point():
     found = {}
     for rule in ("fixed", "clean_drop"):
@@ -48,6 +79,8 @@ def test_one_without_is_held_against_the_operating_point():
         records = [json.loads(p.read_text()) for p in BADNETS.parent.glob("blend/anp/*/record.json")]
         assert row["asr_ours"] == pytest.approx(sum(r[f"asr_{rule}"] for r in records) / 3)
         found[rule] = row["why"]
+    rules = {r["why"][-1] for r in ledger.compare(RESULTS, "fixed") if r["rule"] == "oracle"}
+    assert rules == {"theirs has the lowest test ASR within a tenth of test ACC"}
     assert "operating point by fixed" in found["fixed"] and "operating point by clean_drop" in found["clean_drop"]
     assert {"poison rate 0.1 for 0.05", "20 epochs for 200", "published number not verified at its source"} <= set(
         found["fixed"]

@@ -29,7 +29,7 @@ def runs(tmp_path):
 def judged(runs, **claim):
     (sheet,) = sheets(*load(runs))
     base = {"defense": "rnp", "attacks": ["badnets"], "rule": "fixed", "test": "asr < 5", "model": "resnet18"}
-    base |= {"epochs": None, "clean": None, "poison_rate": None} | claim
+    base |= {"of": "each", "epochs": None, "clean": None, "poison_rate": None} | claim
     base["terms"] = [claims.TERM.fullmatch(term) for term in base["test"].split(" and ")]
     return claims.judge(base, sheet, {row["where"]: row["settings"] for row in read(runs)[0]})
 
@@ -56,7 +56,12 @@ def test_every_claim_is_about_what_the_bench_has():
 
 def test_a_claim_that_is_not_understood_is_refused(tmp_path):
     text = claims.CLAIMS.read_text()
-    for old, new in (("asr < 1", "asr << 1"), ("asr < 1", "__import__('os') < 1"), (",fixed,", ",best,")):
+    for old, new in (
+        ("asr < 1", "asr << 1"),
+        ("asr < 1", "__import__('os') < 1"),
+        (",fixed,", ",best,"),
+        (",each,", ",most,"),
+    ):
         path = tmp_path / "claims.csv"
         path.write_text(text.replace(old, new))
         with pytest.raises(ValueError, match="is no test"):
@@ -66,7 +71,7 @@ def test_a_claim_that_is_not_understood_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("claim", "verdict", "said"),
     [
-        ({}, "holds", "badnets: asr 0.3"),
+        ({}, "holds", "badnets: asr 0.3 (3 of 3 seeds)"),
         ({"test": "asr > 5"}, "does not hold", "badnets: asr 0.3"),
         ({"test": "asr < 5 and acc_drop < 1"}, "does not hold", "acc drop 2.6"),
         ({"attacks": ["badnets", "blend"]}, "holds where tested", "not tested: blend (not run)"),
@@ -87,6 +92,42 @@ def test_verdicts_over_several_attacks_and_departures(runs):
     assert found["verdict"] == "in part" and found["departures"] == ["JPEG pixels", "20 epochs for 60"]
 
 
+def test_a_claim_holds_on_every_seed_or_of_the_average(runs):
+    folder = next(runs.glob("imagefolder/resnet18/badnets/rnp/s2-*"))
+    change(folder, asr_fixed=8.0)
+    found = judged(runs)
+    assert found["verdict"] == "in part" and "(2 of 3 seeds)" in found["numbers"][0]
+    for wanet in runs.glob("imagefolder/resnet18/wanet/*/*"):
+        change(wanet, took=True, asr_fixed=5.0)
+    over = {"attacks": ["badnets", "wanet"], "of": "average"}
+    found = judged(runs, **over)
+    assert found["verdict"] == "holds" and found["numbers"][0] == "average: asr 3.9"
+    change(folder, asr_fixed=50.0)
+    assert judged(runs, **over)["verdict"] == "does not hold"
+
+
+def test_settings_given_by_hand_are_neither_a_papers_nor_marked(runs):
+    """A cell with another learning rate than its preset's, the same folder name but for it, and a lower ASR."""
+    for folder in list(runs.glob("imagefolder/resnet18/badnets/rnp/*")):
+        new = folder.with_name(folder.name + "0")
+        shutil.copytree(folder, new)
+        change(new, id="0", **{f"asr_{rule}": 0.0 for rule in SENTENCES})
+        config = new / ".hydra" / "config.yaml"
+        text = config.read_text()
+        assert "lr: 0.2" in text
+        config.write_text(text.replace("lr: 0.2", "lr: 0.02"))
+        (new / ".hydra" / "overrides.yaml").write_text("- attack=badnets\n- defense.recover.lr=0.02\n")
+    found = judged(runs)
+    assert found["numbers"] == ["badnets: asr 0.3 (3 of 3 seeds)"]
+    (sheet,) = sheets(*load(runs))
+    (tried,) = sheet.tried
+    assert tried == ("rnp", "defense.recover.lr=0.02") and tried not in sheet.styles(("badnets", ""), "fixed")
+    for cell in runs.glob("imagefolder/resnet18/badnets/rnp/*"):  # a study of both: none is the preset's own
+        (cell / ".hydra" / "overrides.yaml").write_text("- defense.recover.lr=0.2\n")
+    (sheet,) = sheets(*load(runs))
+    assert not sheet.tried and sheet.styles(("badnets", ""), "fixed")[tried] == "best"
+
+
 def test_findings_are_computed(runs):
     (sheet,) = sheets(*load(runs))
     text = "\n".join(claims.findings(sheet))
@@ -96,6 +137,10 @@ def test_findings_are_computed(runs):
         change(folder, asr_clean_drop=50.0)
     (sheet,) = sheets(*load(runs))
     assert re.search(r"rnp by clean_drop leaves .* on some seeds: badnets\.", "\n".join(claims.findings(sheet)))
+    for seed in (2, 3):
+        shutil.rmtree(next(runs.glob(f"imagefolder/resnet18/badnets/clp/s{seed}-*")))
+    (sheet,) = sheets(*load(runs))
+    assert re.search(r"clp by clean_drop leaves .* on the one seed: badnets\.", "\n".join(claims.findings(sheet)))
 
 
 def test_a_pruner_that_had_to_prune_nothing_is_told_with_what_it_offered(runs):

@@ -12,7 +12,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from test_analysis import GOLDEN, HOSTILE, cells, change, made, runs, table, tidy  # noqa: F401 - runs is a fixture
 
-from analysis import tables, terminal
+from analysis import attacks, tables, terminal
 from analysis.render import Entry, Grid, blocks
 
 PAPER = r"""\documentclass{article}
@@ -101,6 +101,11 @@ def test_a_strangers_model_has_unknown_asr_and_is_in_no_average(runs):  # noqa: 
     assert {d: row["average ACC"] for d, row in found.items()} == average
     assert (found["rnp"]["attacks"], tidy(texts["table.csv"])["unknown", "rnp"]["took"]) == ("2 of 2", "unknown")
     assert "Column unknown: models whose trigger nobody knows" in texts["table.md"]
+    alone = runs / "alone"
+    shutil.copytree(runs / "digits" / "vgg5" / "unknown", alone / "digits" / "vgg5" / "unknown")
+    assert table(made(alone)["table.md"])["rnp"]["unknown ASR"] == "unknown"
+    assert "| unknown | unknown" in attacks.make(alone)[0]
+    shutil.rmtree(alone)
     change(cells(runs, "blend", "rnp", 2)[0], asr_clean_drop=None)  # of a known attack it must be known
     assert table(made(runs)["table.md"])["rnp"]["blend ASR"] == "32.4"
 
