@@ -63,7 +63,11 @@ def by_channel(layer: Norm, x: Tensor) -> Tensor:
 def running_variance(bn: nn.BatchNorm2d, layer: str, method: str) -> Tensor:
     """[channels], all positive. Raises UserError if one is zero, negative or NaN."""
     variance = bn.running_var
-    if variance is None or not (variance > 0).all():
+    if variance is None:
+        raise UserError(
+            f"{method}: layer {layer} keeps no running statistics (track_running_stats=False), which it needs."
+        )
+    if not (variance > 0).all():
         raise UserError(
             f"{method}: layer {layer} has a running variance that is not positive; was the model ever trained?"
         )
@@ -85,6 +89,11 @@ def conv_bn_pairs(model: nn.Module, shape: tuple[int, int, int], pairing: str = 
             if isinstance(module, nn.Conv2d):
                 conv = module
             elif isinstance(module, nn.BatchNorm2d) and module.affine and conv is not None:
+                if len(module.weight) != conv.out_channels:
+                    raise UserError(
+                        f"pairing=registration_order holds layer {name} of {len(module.weight)} channels against a convolution "
+                        f"of {conv.out_channels}, so it has no meaning on this network: use pairing=dataflow."
+                    )
                 pairs[name] = conv
         return pairs
     if pairing != "dataflow":

@@ -119,9 +119,13 @@ def test_rates_that_the_data_cannot_fill_are_named_by_split(name, files):
         pytest.skip("poisons batches or nothing, not a set")
     labels = np.arange(50) % CLASSES
     none = attack_of(name, ["poison_rate=0.001"], files)
-    with pytest.raises(UserError, match=r"attack\.poison_rate=0\.001 poisons no image of 50"):
-        none.split(labels, np.random.default_rng(0))
     few, _ = attack.pools(labels)
+    base = 50 if attack.base == "train" else len(few)
+    with pytest.raises(UserError, match=rf"attack\.poison_rate=0\.001 poisons no image of {base}:"):
+        none.split(labels, np.random.default_rng(0))
+    if attack.victims == "target":
+        with pytest.raises(UserError, match=r"leaves no image to poison with attack\.target="):
+            attack.split(np.full(50, attack.trigger.target + 1), np.random.default_rng(0))
     if len(few) < 50:
         with pytest.raises(UserError, match=r"attack\.poison_rate=0\.5 asks for 25 images, but .* leaves only"):
             whole = ["base=train"] if attack.base == "victims" else []

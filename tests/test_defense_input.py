@@ -10,6 +10,7 @@ from cells import build, choices, composed, shrink
 from torch import nn
 
 from bench.data import Augment, Defender, ImageSet
+from bench.defenses.ep import channel_entropy
 from bench.errors import UserError
 from bench.models import normalised, resnet18, vgg
 from bench.training import Plan, fit, sound, to_unit
@@ -124,6 +125,29 @@ def test_a_running_variance_that_is_not_a_number(name):
     with pytest.raises(UserError) as error:
         sensible(name, model, images(30))
     assert "features.1" in sentence(error)
+
+
+@pytest.mark.parametrize("name", ["clp", "bnp"])
+def test_no_running_statistics(name):
+    model = copy.deepcopy(network())
+    bn = model.features[1]
+    bn.running_mean = bn.running_var = None
+    with pytest.raises(UserError, match=r"features\.1 keeps no running statistics"):
+        sensible(name, model, images(30))
+
+
+def test_published_normalisation_needs_a_network_that_normalises():
+    defence, data = view("fmp", images(30))
+    defence.normalise = "twice"
+    with pytest.raises(UserError, match=r"defense\.normalise=twice"):
+        defence.repair(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten()), data)
+
+
+def test_entropies_in_double_precision():
+    """Of a network in float64, as the others take it."""
+    values = torch.rand(6, 40, generator=torch.Generator().manual_seed(0))
+    assert channel_entropy(values.double(), 0.1).dtype == torch.float64
+    torch.testing.assert_close(channel_entropy(values.double(), 0.1), channel_entropy(values, 0.1).double())
 
 
 @pytest.mark.parametrize("count", [5, 31, 32, 33])

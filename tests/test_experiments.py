@@ -1,10 +1,12 @@
 """Every published table of conf/experiment/ composes into settings that the bench takes, for all its attacks and defences."""
 
+import numpy as np
 import pytest
 from cells import ROOT, choices, composed
 from omegaconf import OmegaConf
 
 from bench import config, machine
+from bench.parts import make
 from bench.run import plain
 
 
@@ -37,10 +39,33 @@ def test_an_experiment_may_say_more_about_one_attack_or_defence():
     assert plain(composed(table, "attack=wanet"))["train"]["schedule"] == "multistep"
     assert plain(composed(table, "defense=anp"))["defense"]["mask"]["lr"] == 0.01
     assert plain(composed("experiment=rnp_table1", "defense=anp"))["defense"]["mask"]["lr"] == 0.2
+    bpp = plain(composed("experiment=fmp_table1", "attack=bpp"))  # of the settings that it builds on, too
+    assert (bpp["attack"]["negative_rate"], bpp["train"]["schedule"]) == (0.1, "multistep")
+    assert plain(composed("experiment=fmp_table1", "defense=anp"))["defense"]["mask"]["lr"] == 0.01
     small = plain(composed("experiment=rnp_table1", "scale=cpu", "attack=lira"))
     assert (small["attack"]["generator"], small["model"]["width"]) == ("autoencoder", 16)
     quick = plain(composed("experiment=rnp_table1", "scale=cpu", "defense=anp"))["defense"]["mask"]
     assert (quick["precision"], quick["iterations"]) == (machine.precision("auto"), 2000)
+
+
+@pytest.mark.parametrize(
+    ("table", "attack", "poisoned"),
+    [
+        ("anp_table1", "badnets", 2025),  # of 45,000 images: a share of those of other classes
+        ("anp_table1", "blend", 2025),
+        ("anp_table1", "cl", 3600),  # four fifths of a class
+        ("rnp_table1", "badnets", 5000),
+        ("rnp_table1", "sig", 500),  # a tenth of a class
+        ("rnp_table1", "cl", 500),
+        ("backdoorbench_cifar10", "cl", 5000),
+    ],
+)
+def test_a_published_table_poisons_as_many_images_as_its_code(table, attack, poisoned):
+    """Of the training images that its code leaves: 45,000 in ANP, all 50,000 in RNP and BackdoorBench."""
+    labels = np.arange(45_000 if table == "anp_table1" else 50_000) % 10
+    settings = plain(composed(f"experiment={table}", f"attack={attack}"))["attack"]
+    made = make(settings, shape=(3, 32, 32), num_classes=10)
+    assert len(made.split(labels, np.random.default_rng(0))[0]) == poisoned
 
 
 @pytest.mark.parametrize(

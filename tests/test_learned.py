@@ -37,9 +37,9 @@ class Spy(nn.Module):
         return self.linear(x.flatten(1))
 
 
-def inputaware(**more):
+def inputaware(shape=SHAPE, **more):
     weights = {"poison_rate": 0.2, "lambda_div": 3.0, "lambda_norm": 100, "mask_density": 0.032, "paint_lr": 0.01}
-    return InputAware(SHAPE, CLASSES, None, **weights | more)
+    return InputAware(shape, CLASSES, None, **weights | more)
 
 
 def lira(**more):
@@ -225,6 +225,7 @@ def test_lira_batch(scratch):
     ("make", "setting"),
     [
         (lambda: inputaware(poison_rate=0.6), "attack.poison_rate=0.6"),
+        (lambda: inputaware((3, 6, 6)), "6x6 pixels are too few"),
         (lambda: inputaware(mean=[0.5]), "attack.mean"),
         (lambda: inputaware(std=[1.0, 0.0, 1.0]), "attack.std"),
         (lambda: lira(portion=0.0), "attack.portion=0.0"),

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench.attacks.ablend import PieceBlend
 from bench.attacks.badnets import patch
 from bench.attacks.base import Trigger
 from bench.attacks.patterns import Overlay
@@ -29,12 +30,28 @@ def test_a_patch_that_does_not_fit(size, distance):
         patch("square", (3, 8, 8), distance, 0, size)
 
 
-@given(seed=st.integers(0, 10**6), share=st.sampled_from([0.0, 0.02, 0.3, 1.0]), alpha=st.sampled_from([0.1, 0.2, 1.0]))
-def test_what_the_mask_leaves_out_is_not_computed_and_nothing_differs(seed, share, alpha):
+def test_what_is_left_over_beside_the_pieces_is_blended():
+    """10x14 pixels in 3x3 pieces of 3x4: the last row and the last two columns belong to none. Piece 1 is in row 1, column 0."""
+    trigger = PieceBlend(torch.zeros(3, 10, 14), 0.5, 0.5, pieces=9, mask_rate=0.2, num_classes=10, target=0)
+    kept = trigger.kept(torch.tensor([[1], [8]]), 10, 14)[:, 0]
+    expected = torch.ones(2, 10, 14)
+    expected[0, 3:6, 0:4] = expected[1, 6:9, 8:12] = 0
+    assert kept.equal(expected)
+
+
+@given(
+    seed=st.integers(0, 10**6),
+    share=st.sampled_from([0.0, 0.02, 0.3, 1.0]),
+    alpha=st.sampled_from([0.1, 0.2, 1.0]),
+    dtype=st.sampled_from([torch.float64, torch.float32]),
+    rounding=st.sampled_from(["truncate", "nearest"]),
+)
+def test_what_the_mask_leaves_out_is_not_computed_and_nothing_differs(seed, share, alpha, dtype, rounding):
     rng = torch.Generator().manual_seed(seed)
     x = torch.randint(256, (5, 3, 9, 9), generator=rng, dtype=torch.uint8)
     mask = torch.rand(1, 9, 9, generator=rng, dtype=torch.float64)
     mask[torch.rand(1, 9, 9, generator=rng) >= share] = 0
     trigger = Overlay(torch.randint(256, (3, 9, 9), generator=rng), mask, alpha, 10, 0, "all2one")
+    trigger.dtype, trigger.rounding = dtype, rounding
     given_away = x.clone()
     assert trigger.stamp(x).equal(Trigger.stamp(trigger, x)) and x.equal(given_away)

@@ -88,6 +88,13 @@ def test_pairing_follows_the_data():
     assert wrong["layer2.1.bn1"] is net.layer2[0].shortcut[0]
 
 
+def test_the_published_pairing_is_refused_where_it_pairs_other_sizes():
+    import torchvision
+
+    with pytest.raises(UserError, match=r"features\.norm0|denseblock1.*pairing=dataflow"):
+        conv_bn_pairs(torchvision.models.densenet121(), (3, 32, 32), "registration_order")
+
+
 @pytest.mark.parametrize(
     ("name", "bns"),
     [("densenet121", 121), ("mobilenet_v2", 52), ("efficientnet_b0", 49), ("vgg11_bn", 8), ("resnet18", 20)],

@@ -4,13 +4,13 @@ Qi, Xie, Li, Mahloujifar & Mittal, "Revisiting the Assumption of Latent Separabi
 Section 4.2 (asymmetric triggers) and 4.1 (regularisation samples, here `cover`); reference: backdoor-toolbox,
 poison_tool_box/adaptive_blend.py. Piece i of d x d lies in row i % d and column i // d, as in that code.
 Departures: the reference's pattern file (Hello Kitty) is not ours to give: noise drawn from `pattern_seed`, or a user's
-image of the data's size. At any size the noise is drawn pixel by pixel, and there are as many
-pieces, which reach to the edges of images whose size is no multiple of d.
+image of the data's size. At any size the noise is drawn pixel by pixel, and there are as many pieces.
 """
 
 import math
 
 import torch
+from torch.nn import functional as F
 
 from bench.attacks.base import PoisonAttack
 from bench.attacks.patterns import Overlay, picture
@@ -46,11 +46,13 @@ class PieceBlend(Overlay):
         return x + mask * (self.pattern.to(x.dtype) - x)
 
     def kept(self, removed, height, width):
-        """1 where the pieces remain: [B, 1, H, W]."""
+        """1 where the pieces remain: [B, 1, H, W]. What is left over at the lower and right edge is in no piece, and remains."""
         d = self.across
-        kept = torch.ones(len(removed), d * d, device=removed.device).scatter(1, removed, 0)
-        rows, cols = (torch.arange(size, device=removed.device) * d // size for size in (height, width))
-        return kept[:, cols * d + rows[:, None]][:, None]
+        kept = torch.ones(len(removed), d * d, device=removed.device).scatter(1, removed, 0).view(-1, d, d)
+        rows, cols = (
+            (torch.arange(size, device=removed.device) // (size // d)).clamp(max=d) for size in (height, width)
+        )
+        return F.pad(kept, (0, 1, 0, 1), value=1)[:, cols, rows[:, None]][:, None]
 
 
 class AdapBlend(PoisonAttack):

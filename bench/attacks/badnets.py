@@ -3,7 +3,8 @@
 Gu et al., "BadNets: Identifying Vulnerabilities in the Machine Learning Model Supply Chain", 2017, Section 4. Patterns
 as in the code of BackdoorBench (white3), ANP (checker1, which is RNP's grid; checker4), RNP (square, four_corner) and
 CLP/EP (random). From 64 pixels on they are enlarged by whole pixels (height // 32).
-Departures: none known; `distance` moves a square away from the corner, as RNP's and MCR's code does.
+Departures: from 64 pixels on BackdoorBench resizes its patch with a soft rim; CLP/EP's random patch is float there, bytes here.
+`distance` moves a square away from the corner, as RNP's and MCR's code does.
 """
 
 import torch

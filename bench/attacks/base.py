@@ -214,9 +214,11 @@ class PoisonAttack(Attack):
         Raises UserError if there are fewer candidates than a rate asks for, or if the first asks for none.
         """
         pool, others = self.pools(labels)
-        count = poison_count(self.poison_rate, len(labels) if self.base == "train" else len(pool))
-        if count == 0:
-            raise UserError(f"attack.poison_rate={self.poison_rate} poisons no image of {len(labels)}: raise it.")
+        base = len(labels) if self.base == "train" else len(pool)
+        if len(pool) == 0:
+            raise UserError(f"{self.limit} leaves no image to poison with attack.target={self.trigger.target}.")
+        if (count := poison_count(self.poison_rate, base)) == 0:
+            raise UserError(f"attack.poison_rate={self.poison_rate} poisons no image of {base}: raise it.")
         covers = poison_count(self.cover_rate, len(labels))
         order = pool[np.asarray(rng.permutation(len(pool)))]
         rest = order[count:] if others is None or not covers else others[np.asarray(rng.permutation(len(others)))]

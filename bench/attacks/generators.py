@@ -123,6 +123,10 @@ class EncoderDecoder(nn.Module):
 
     def __init__(self, shape: tuple[int, int, int], outside: int) -> None:
         super().__init__()
+        if stages(shape) == 0:
+            raise UserError(
+                f"attack=inputaware halves the images: {shape[1]}x{shape[2]} pixels are too few, 8x8 the least."
+            )
         first = 32 if min(shape[1:]) >= 32 else 16
         widths = [first << stage for stage in range(stages(shape))]
         ins, outs = [shape[0], *widths[:-1]], [outside, *widths[:-1]]

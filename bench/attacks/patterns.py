@@ -45,7 +45,7 @@ class Overlay(Trigger):
         (top, left), (bottom, right) = touched.amin(0).tolist(), touched.amax(0).tolist()
         box = (..., slice(top, bottom + 1), slice(left, right + 1))
         patch = Overlay(self.pattern[box], self.mask[box], self.alpha, self.num_classes, self.target, self.labels)
-        patch.rounding, out = self.rounding, x.clone()
+        patch.dtype, patch.rounding, out = self.dtype, self.rounding, x.clone()
         out[box] = super(Overlay, patch).stamp(x[box])
         return out
 

@@ -4,7 +4,9 @@ Nguyen & Tran, "WaNet - Imperceptible Warping-based Backdoor Attack", ICLR 2021,
 reference: VinAIResearch/Warping-based_Backdoor_Attack-release, train.py.
 Departures: the trigger acts on pixel values and test images are rounded to uint8, as image files are; with a rate too
 small for one image a batch, a batch has one with that probability (as BackdoorBench), where the reference has none.
-The warp is `s` pixels strong at any image size. Defaults here are the bench's common training, not its 1,000 epochs.
+The warp is as strong in pixels at any height: a control value of 1 is s / 2 pixels, as the grid spans 2 from edge to edge;
+on images that are not square it is stronger along the width, as in the reference's arithmetic. Defaults here are the bench's
+common training, not its 1,000 epochs.
 """
 
 import torch
@@ -34,7 +36,7 @@ class Warp(Trigger):
         return ((identity + self.s * flow / height) * self.grid_rescale).clamp(-1, 1)
 
     def forward(self, x, disturbance=None):
-        """`disturbance`: [B, H, W, 2] in -1..1 pixels, added to the grid in noise mode."""
+        """`disturbance`: [B, H, W, 2] in -1..1 (half a pixel), added to the grid in noise mode."""
         grid = self.grid if disturbance is None else (self.grid + disturbance / x.shape[2]).clamp(-1, 1)
         return F.grid_sample(x, grid.to(x.dtype).expand(len(x), -1, -1, -1), align_corners=True)
 

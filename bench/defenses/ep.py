@@ -46,7 +46,7 @@ def peak(x):
 def channel_entropy(values, width):
     """[channels, images] -> entropy of each channel's standardised values; 0 where a layer has no channel that varies."""
     varies = values.amax(1) > values.amin(1)
-    entropy = torch.zeros(len(values), device=values.device)
+    entropy = torch.zeros(len(values), dtype=values.dtype, device=values.device)
     if varies.any():
         rows = values[varies]
         entropy[varies] = histogram_entropy((rows - rows.mean(1, keepdim=True)) / rows.std(1, keepdim=True), width)
@@ -63,10 +63,10 @@ def histogram_entropy(values, width):
 def _entropy(values, low, last, width):
     # Rounding may put a value off by one bin, so that each is held against the edges themselves.
     bins = (values - low).div_(width).floor_()
-    bins -= (low + width * bins > values).float()
-    bins += (low + width * (bins + 1) <= values).float()
+    bins -= (low + width * bins > values).to(bins.dtype)
+    bins += (low + width * (bins + 1) <= values).to(bins.dtype)
     inside = (low + width * bins < values) & (bins < last)
     bins = torch.where(inside, bins, last).long()  # the last count is of what is on an edge, or behind the last one
-    counts = torch.zeros(len(values), last + 1, device=values.device)
+    counts = torch.zeros(len(values), last + 1, dtype=values.dtype, device=values.device)
     shares = counts.scatter_add_(1, bins, torch.ones_like(values))[:, :last] / values.shape[1]
     return -torch.xlogy(shares, shares).sum(1)

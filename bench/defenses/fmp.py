@@ -35,6 +35,10 @@ class FMP(PruningDefense):
         model = copy.deepcopy(model).eval().requires_grad_(False)
         x, y, signs = self.draw(data)
         if self.normalise == "twice":
+            if not hasattr(model, "pixel_mean"):
+                raise UserError(
+                    "defense.normalise=twice needs one of the bench's own networks, which normalise: use once."
+                )
             x = (x - model.pixel_mean) / model.pixel_std
         start = (x + self.alpha * signs).clamp(0, 1).requires_grad_()
         clean, moved = feature_maps(model, x), feature_maps(model, start)

@@ -49,9 +49,11 @@ def test_features(ep_folder):
     """The spatial maxima of the BatchNorms' inputs, for the layers that are stored; and the entropies of the stored ones."""
     arrays = ep_folder.arrays("ep.npz")
     found = at_norms(ep_folder.network(), to_unit(mix(ep_folder).x), lambda x: x.amax((2, 3)).T)
-    for layer, values in stored(arrays, "batch_feats").items():
+    width, kept = ep_folder.manifest["hyper_parameters"]["ep"]["bin"], stored(arrays, "batch_feats")
+    assert kept
+    for layer, values in kept.items():
         np.testing.assert_allclose(found[layer], values, rtol=1e-4, atol=1e-4, err_msg=layer)
-        entropy = channel_entropy(torch.tensor(values), 0.01)
+        entropy = channel_entropy(torch.tensor(values), width)
         np.testing.assert_allclose(entropy, arrays[f"entropy/{layer}"], rtol=0, atol=EDGE, err_msg=layer)
 
 

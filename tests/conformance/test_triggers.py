@@ -183,8 +183,8 @@ def sig(entry, a):
     alpha = entry.params["rnp"]["alpha"]
     yield Case("stored mask", overlay(torch.tensor(a["rnp_mask"]).double(), torch.ones(1), alpha), a["rnp_out"])
     drawn = SIG(SHAPE, CLASSES, 0.1, 20, 0, form="rnp", alpha=alpha).trigger
-    if np.array_equal(drawn.pattern[0], a["rnp_mask"]):
-        yield Case("our mask", drawn, a["rnp_out"])
+    np.testing.assert_array_equal(drawn.pattern[0], a["rnp_mask"])
+    yield Case("our mask", drawn, a["rnp_out"])
 
 
 def ablend(entry, a):

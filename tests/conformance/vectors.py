@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from bench.attacks.base import Trigger
 from bench.attacks.patterns import Overlay
 from bench.data import Augment, Defender, ImageSet
 from bench.metrics import Exam, Metrics
-from bench.models import VGG, BasicBlock, PreActBlock, ResNet, normalised
+from bench.models import VGG, BasicBlock, Bottleneck, PreActBlock, ResNet, normalised
 
 Arrays = dict[str, np.ndarray]
 
@@ -247,7 +248,8 @@ def rebuild(state: Arrays) -> nn.Module:
     if any(name.startswith("features.") for name in weights):
         model: nn.Module = _vgg(weights)
     else:
-        block = BasicBlock if "bn1.weight" in weights else PreActBlock
+        plain = Bottleneck if "layer1.0.conv3.weight" in weights else BasicBlock
+        block = plain if "bn1.weight" in weights else PreActBlock
         stages = [{k.split(".")[1] for k in weights if k.startswith(f"layer{stage}.")} for stage in (1, 2, 3, 4)]
         stem = weights["conv1.weight"]
         model = ResNet(block, [len(s) for s in stages], len(weights["linear.weight"]), stem.shape[1], stem.shape[0])
@@ -258,7 +260,8 @@ def rebuild(state: Arrays) -> nn.Module:
 def _vgg(weights: dict[str, Tensor]) -> VGG:
     """Three slots of `features` belong to each conv (itself, BN, ReLU); every slot left over is a pooling layer.
 
-    Poolings after the last conv leave no gap: there are as many as shrink the map to one pixel.
+    Poolings after the last conv leave no gap: there are as many as shrink the map to what the classifier reads of each
+    channel, one pixel or, where it is flattened, more.
     """
     convs = {int(k.split(".")[1]): v for k, v in weights.items() if k.startswith("features.") and v.ndim == 4}
     layers: list[int | str] = []
@@ -266,11 +269,21 @@ def _vgg(weights: dict[str, Tensor]) -> VGG:
     for index in sorted(convs):
         layers += ["M"] * (index - slot) + [len(convs[index])]
         slot = index + 3
-    layers += ["M"] * (SHAPE[1].bit_length() - 1 - layers.count("M"))
+    classes, read = weights["classifier.weight"].shape
+    side = math.isqrt(read // len(convs[max(convs)]))
+    layers += ["M"] * ((SHAPE[1] // side).bit_length() - 1 - layers.count("M"))
     first = min(convs)
-    return VGG(
-        layers, len(weights["classifier.weight"]), convs[first].shape[1], conv_bias=f"features.{first}.bias" in weights
-    )
+    kind = VGG if side == 1 else Flattening
+    model = kind(layers, classes, convs[first].shape[1], conv_bias=f"features.{first}.bias" in weights)
+    model.classifier = nn.Linear(read, classes)
+    return model
+
+
+class Flattening(VGG):
+    """The classifier reads every pixel of the last map."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.features(x).flatten(1))
 
 
 # -- images ------------------------------------------------------------------------------------------------------------
