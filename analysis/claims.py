@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from analysis.curves import read_curve
-from analysis.ledger import differences
 from analysis.operating_point import SENTENCES
+from analysis.published import differences
 from analysis.render import Entry, Grid, Table, listed
 from analysis.sheets import BASELINES, Cell, Key, Sheet, label, mean, number
 

@@ -116,11 +116,12 @@ def table(sheet: Sheet, rows: Sequence[Mapping[str, Any]], share: float) -> Tabl
         entries = [e for a in attacks for e in triple(cells.get((defense, a), none), marks[a].get(defense, ""))]
         every = [cells[defense, a] for a in attacks if (defense, a) in cells]
         means = [mean([mean(of_all) for part in every if (of_all := numbers(part, name))]) for name in MEASURES]
-        body.append([Entry(label(defense)), *entries, *(Entry(text(value)) for value in means)])
+        body.append([Entry(label(defense)), *entries, *(Entry(text(value)) for value in means), Entry(str(len(every)))])
     groups = [
         ("", ["defence"]),
         *((label(a), list(MEASURES.values())) for a in attacks),
         ("average", list(MEASURES.values())),
+        ("", ["attacks"]),
     ]
     counts = sorted({(r["k"], r["channels"]) for r in every_row})
     notes = [legend(sheet, share)]

@@ -88,8 +88,9 @@ def cells(quick: bool, threads: int | None) -> dict[str, Any]:
         fact(f"{len(first)} cells, cold", cold, None if quick else 25.0,
              f"{trained} models trained (one per attack, and a clean one to compare with), imports included; {spread}"),
         fact("the same, warm", warm, None if quick else 6.0, "all cells finished: nothing is trained or evaluated"),
-        fact("one more cell, less its evaluation", each - looking, None if quick else 0.3,
-             f"Hydra, data, loading and verifying a model, files; no defence; its evaluation took {looking:.2g} s"),
+        fact("one more cell", each, None, "Hydra, data, loading and verifying a model, one evaluation, files; no defence"),
+        fact("of that, what is not its evaluation", each - looking, None if quick else 0.3,
+             f"the evaluation took {looking:.2g} s"),
         fact("import of all that a cell needs", starts["all"], None if quick else 2.5, "torch is most of it"),
         fact("import of what a finished cell needs", starts["finished"], None, "Hydra is most of it"),
     ]  # fmt: skip

@@ -123,8 +123,8 @@ def test_rates_that_the_data_cannot_fill_are_named_by_split(name, files):
     base = 50 if attack.base == "train" else len(few)
     with pytest.raises(UserError, match=rf"attack\.poison_rate=0\.001 poisons no image of {base}:"):
         none.split(labels, np.random.default_rng(0))
-    if attack.victims == "target":
-        with pytest.raises(UserError, match=r"leaves no image to poison with attack\.target="):
+    if attack.base == "victims":
+        with pytest.raises(UserError, match=r"poisons no image of 0: .* leaves none"):
             attack.split(np.full(50, attack.trigger.target + 1), np.random.default_rng(0))
     if len(few) < 50:
         with pytest.raises(UserError, match=r"attack\.poison_rate=0\.5 asks for 25 images, but .* leaves only"):

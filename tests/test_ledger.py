@@ -10,7 +10,7 @@ import pytest
 from cells import ROOT, choices
 from test_analysis import HOSTILE, change
 
-from analysis import ledger
+from analysis import ledger, published
 
 RESULTS = ROOT / "results" / "cifar10-jpeg-h200"
 BADNETS = RESULTS / "imagefolder" / "resnet18" / "badnets"
@@ -24,7 +24,7 @@ def runs(tmp_path):
 
 
 def test_the_published_numbers_name_what_the_bench_has():
-    rows = ledger.reported()
+    rows = published.reported()
     assert {row["attack"] for row in rows} <= set(choices("attack"))
     assert {row["defense"] for row in rows} <= set(choices("defense"))
     assert {row["verified"] for row in rows} == {"yes", "no"} and all(row["source"] for row in rows)

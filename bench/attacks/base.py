@@ -45,7 +45,7 @@ class Trigger(nn.Module):
     computed in: float64 makes fixed patterns equal to the references to the last bit.
     """
 
-    dtype: ClassVar[torch.dtype] = torch.float64
+    dtype: torch.dtype = torch.float64
     grows: ClassVar[tuple[str, ...]] = ()
     """Buffers whose size is only known once the attack is prepared; they take any size when loaded."""
     known: ClassVar[bool] = True
@@ -215,10 +215,9 @@ class PoisonAttack(Attack):
         """
         pool, others = self.pools(labels)
         base = len(labels) if self.base == "train" else len(pool)
-        if len(pool) == 0:
-            raise UserError(f"{self.limit} leaves no image to poison with attack.target={self.trigger.target}.")
         if (count := poison_count(self.poison_rate, base)) == 0:
-            raise UserError(f"attack.poison_rate={self.poison_rate} poisons no image of {base}: raise it.")
+            help_ = "raise it" if len(pool) else f"{self.limit} leaves none"
+            raise UserError(f"attack.poison_rate={self.poison_rate} poisons no image of {base}: {help_}.")
         covers = poison_count(self.cover_rate, len(labels))
         order = pool[np.asarray(rng.permutation(len(pool)))]
         rest = order[count:] if others is None or not covers else others[np.asarray(rng.permutation(len(others)))]
@@ -262,7 +261,7 @@ class PoisonAttack(Attack):
 
 
 def poison_count(rate: float, base: int) -> int:
-    """int(rate * base) as the references have it, without the binary dust of products such as 0.29 * 100."""
+    """int(rate * base) as the references have it, without the dust of products such as 0.29 * 100."""
     return math.floor(rate * base + 1e-9)
 
 
