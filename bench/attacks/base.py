@@ -216,8 +216,8 @@ class PoisonAttack(Attack):
         pool, others = self.pools(labels)
         base = len(labels) if self.base == "train" else len(pool)
         if (count := poison_count(self.poison_rate, base)) == 0:
-            help_ = "raise it" if len(pool) else f"{self.limit} leaves none"
-            raise UserError(f"attack.poison_rate={self.poison_rate} poisons no image of {base}: {help_}.")
+            why = "raise it" if len(pool) else f"{self.limit} leaves none"
+            raise UserError(f"attack.poison_rate={self.poison_rate} poisons no image of {base}: {why}.")
         covers = poison_count(self.cover_rate, len(labels))
         order = pool[np.asarray(rng.permutation(len(pool)))]
         rest = order[count:] if others is None or not covers else others[np.asarray(rng.permutation(len(others)))]
