@@ -111,6 +111,18 @@ def test_a_setting_out_of_range_is_named_when_the_attack_is_built(name, override
     assert re.search(says, str(errors[0])), str(errors[0])
 
 
+@pytest.mark.parametrize("name", sorted(set(takes("pattern")) - {"cl"}))
+def test_a_pattern_may_be_a_users_picture(name, tmp_path):
+    """Hydra hands the images' shape on as a list."""
+    from torchvision.io import write_png
+
+    image = torch.randint(256, SHAPE, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    write_png(image, str(tmp_path / "mine.png"))
+    attack = attack_of(name, [f"pattern={tmp_path}/mine.png"], {})
+    if name in ("badnets", "blend"):
+        assert attack.trigger.pattern.equal(image.double())
+
+
 @pytest.mark.parametrize("name", ATTACKS)
 def test_rates_that_the_data_cannot_fill_are_named_by_split(name, files):
     """Too many images for the class (clean-label, source class), too few for one; nothing is trained for that."""

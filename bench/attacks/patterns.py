@@ -117,10 +117,14 @@ def picture(pattern: str, shape: tuple[int, int, int], seed: int) -> Tensor:
 
 def read_image(path: str, shape: tuple[int, int, int]) -> Tensor:
     """A user's pattern image as [C, H, W], 0..255. Raises UserError unless it is there, readable, and of the images' size."""
-    if not Path(path).is_file():
-        raise UserError(f"attack.pattern={path} is neither a known pattern nor an image file.")
+    if (
+        path.isidentifier() or not Path(path).is_file()
+    ):  # bare words are names: `bench.config` would take no digest of it
+        raise UserError(
+            f"attack.pattern={path} is neither a known pattern nor an image file (a path, such as ./{path})."
+        )
     image = decode(Path(path), shape[0], "attack.pattern")
-    if image.shape[1:] != shape[1:]:
+    if tuple(image.shape[1:]) != tuple(shape[1:]):  # Hydra hands on a list
         raise UserError(
             f"attack.pattern={path} has {image.shape[1]}x{image.shape[2]} pixels, but the data set's images have "
             f"{shape[1]}x{shape[2]}: resize it."
