@@ -80,7 +80,15 @@ def _held(folder: Path, cards: tuple[str, ...]) -> tuple[int, FileLock]:
 
 def own_card(cards: tuple[str, ...], folder: Path | None = None) -> int:
     """The index of the card with the fewest processes of ours on it. It is kept, by a lock, until this process ends."""
-    return _held(folder or Path(tempfile.gettempdir()) / f"backprune-{getpass.getuser()}" / "cards", cards)[0]
+    return _held(folder or Path(tempfile.gettempdir()) / f"backprune-{user()}" / "cards", cards)[0]
+
+
+def user() -> str:
+    """Who runs this; a number where it has no name, as in a container (docker --user)."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
 
 
 def cores() -> int:

@@ -48,6 +48,18 @@ def test_cards_are_shared_evenly_and_freed_at_death(tmp_path):
             process.join()
 
 
+def test_a_user_without_a_name_has_cards_too(monkeypatch, tmp_path):
+    """As in a container under somebody's number."""
+
+    def nobody():
+        raise KeyError("getpwuid(): uid not found: 4242")
+
+    monkeypatch.setattr(machine.getpass, "getuser", nobody)
+    monkeypatch.setattr(machine.tempfile, "gettempdir", lambda: str(tmp_path))
+    assert machine.own_card(("only",)) == 0
+    assert [place.name for place in tmp_path.iterdir()] == [f"backprune-{os.getuid()}"]
+
+
 def take_a_card(place, pipe) -> None:
     pipe.send(machine.own_card(("a", "b"), place))
     machine.own_card(("a", "b"), place)
