@@ -21,6 +21,8 @@ HOW = {"seed", "device", "resident", "threads", "workers", "retry", "allow", "tr
 """What two cells with the same settings may differ in."""
 CARRIED_OUT = {"compile", "fused"}
 """The same, in whatever part of the config."""
+WHERE = {"dataset.cache", "dataset.download"}
+"""The same, of a data set: where its images are kept and how they got there. Its `root` may hold other images."""
 LATER = (("model.checkpoint", None), ("make_dense", False))
 """Settings that cells of an earlier version lack, with the value that means the same."""
 PART = re.compile(r"(?m)^(?=[A-Za-z_]+:)")
@@ -64,7 +66,7 @@ def flatten(node: Mapping[Any, Any], path: str = "") -> Iterator[tuple[str, str]
         if isinstance(value, dict):
             yield from flatten(value, here)
         else:
-            if (here, value) not in LATER and key not in CARRIED_OUT:
+            if (here, value) not in LATER and key not in CARRIED_OUT and here not in WHERE:
                 yield here, as_text(value)
 
 

@@ -12,12 +12,27 @@ from bench.errors import UserError
 OURS, CARD, ANP = "trigger.safetensors", "card.json", "trigger_info.th"
 PICTURES = "bd_test_dataset", "bd_train_dataset"
 """BackdoorBench's triggered images: test and training."""
+PICTURE = (".png", ".jpg", ".jpeg")
+"""What the pictures in a folder end with."""
 
 
 def beside(checkpoint: str, name: str) -> Path | None:
     """The file or folder of that name in the checkpoint's folder, if there is one."""
     path = Path(checkpoint).parent / name
     return path if path.exists() else None
+
+
+@functools.cache
+def picture(path: str) -> str | None:
+    """The sha256 of a picture, or of all that lie in a folder of them; None: there is none, as the attack will say.
+
+    Read once by a process.
+    """
+    place = Path(path)
+    if place.is_dir():
+        images = sorted(p for p in place.iterdir() if p.suffix.lower() in PICTURE)
+        return files.digest([(p.name, files.sha256(p)) for p in images if p.is_file()])
+    return files.sha256(place) if place.is_file() else None
 
 
 @functools.cache

@@ -12,7 +12,7 @@ from typing import Any
 from analysis.operating_point import SENTENCES
 from analysis.revisions import counted_up
 from bench import PROTOCOL, trust
-from bench.companions import fingerprint
+from bench.companions import fingerprint, picture
 from bench.errors import UserError, nearest
 from bench.files import digest
 
@@ -67,6 +67,9 @@ CARRIED_OUT = {"compile", "fused"}
 
 WHERE = {"root", "cache", "download"}
 """Where a data set lies. The data's own digest stands for it in a backdoor's key."""
+
+DEFAULT = {"cache": "runs/cache", "download": False}
+"""What an identity says of these settings of a data set, whatever they are: they change nothing in the images."""
 
 WORDS: dict[type, str] = {int: "a whole number", float: "a number", str: "a word", bool: "true or false"}
 
@@ -179,9 +182,10 @@ def _kind(parameter: inspect.Parameter) -> type | None:
 
 def run_id(config: dict[str, Any]) -> str:
     """The identity of a cell: everything in the composed config except how and where it runs."""
-    config = config | {"model": model_material(config)}
+    dataset = {key: DEFAULT.get(key, value) for key, value in config["dataset"].items()}
+    config = config | {"dataset": dataset, "model": model_material(config)}
     material = {key: value for key, value in config.items() if key not in HOW and LATER.get(key, ...) != value}
-    return digest({"protocol": PROTOCOL} | _lasting(material) | counted_up(material))[:8]
+    return digest({"protocol": PROTOCOL} | _lasting(material) | counted_up(material) | pictures(config))[:8]
 
 
 def _lasting(node: dict[str, Any]) -> dict[str, Any]:
@@ -219,6 +223,17 @@ def model_material(config: Mapping[str, Any]) -> dict[str, Any]:
     return network(config) | ({"checkpoint": fingerprint(file, alone=stranger(config))} if file else {})
 
 
+def pictures(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What is in the picture, or the folder of them, that the attack's settings name; nothing where none does.
+
+    Beside the path, which a card's reader needs. A pattern's name is a bare word, whatever lies in this folder.
+    """
+    named = {key: str(config["attack"].get(key) or "") for key in ("pattern", "folder")}
+    prints = {k: picture(path) for k, path in named.items() if path and not (k == "pattern" and path.isidentifier())}
+    found = {key: mark for key, mark in prints.items() if mark}
+    return {"pictures": found} if found else {}
+
+
 def clean_twin(config: dict[str, Any]) -> dict[str, Any]:
     """The same config without an attack, as `attack=none` composes it."""
     return config | {"model": network(config), "attack": {"_target_": "bench.attacks.none.NoAttack", "target": 0}}
@@ -229,4 +244,4 @@ def backdoor_material(config: dict[str, Any], data_digest: str) -> dict[str, Any
     dataset = {key: value for key, value in config["dataset"].items() if key not in WHERE}
     config = config | {"model": model_material(config)}
     parts = {"dataset": dataset} | {key: config[key] for key in ("model", "attack", "train")}
-    return {"data": data_digest} | _lasting(parts) | counted_up(parts)
+    return {"data": data_digest} | _lasting(parts) | counted_up(parts) | pictures(config)

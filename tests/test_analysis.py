@@ -286,6 +286,7 @@ def test_device_and_places_are_no_settings(runs):
     for folder in cells(runs, seed=3):
         set_line(folder, "device: auto", "device: cuda")
         set_line(folder, "threads: null", "threads: 1")
+        set_line(folder, "  split_seed: 0", "  split_seed: 0\n  cache: /share/cache\n  download: true")
     assert made(runs) == made(GOLDEN)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from cells import NARROW
+from PIL import Image
 
 from analysis.settings import read_settings
 from bench import machine
@@ -113,6 +114,18 @@ def test_the_folder_depends_on_what_is_composed_not_on_what_was_typed(tmp_path):
     assert bench("defense.rule.at=2.0", *base)[0] == 0
     assert bench("attack.poison_rate=0.05", *base)[0] == 0
     assert len(records(tmp_path)) == 3 and len(cards(tmp_path)) == 2
+
+
+def test_a_picture_as_pattern_that_is_drawn_anew_is_another_attack(tmp_path):
+    picture = tmp_path / "mine.png"
+    words = [f"attack.pattern={picture}", "defense=none", *QUICK, f"runs={tmp_path / 'runs'}"]
+    for shade in (200, 100):
+        Image.new("RGB", (16, 16), (shade, 0, 0)).save(picture)
+        status, said = bench(*words)
+        assert status == 0 and "done already" not in said, said
+    assert len(records(tmp_path / "runs")) == len(cards(tmp_path / "runs")) == 2
+    status, said = bench(*words)
+    assert status == 0 and "done already" in said
 
 
 def test_a_poisoned_mix_goes_to_defences_that_need_one(tmp_path):

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError
 from torch import nn
 
-from bench import cell, cli, config, faults, files, record, shelf, store
+from bench import PROTOCOL, cell, cli, companions, config, faults, files, record, shelf, store
 from bench.attacks.base import Backdoor, Trigger
 from bench.curve import COLUMNS
 from bench.errors import UserError
@@ -276,3 +277,39 @@ def test_keys_cover_what_shapes_a_result_and_nothing_else(path, cell_changes, ba
     (changed[node] if node else changed)[last] = 77
     (run, model), (run_after, model_after) = keys(BASE), keys(changed)
     assert (run != run_after, model != model_after) == (cell_changes, backdoor_changes)
+
+
+def test_where_images_are_kept_is_in_no_key():
+    """As the defaults are spelt, so that cells made with them keep their ids."""
+
+    def key(**where):
+        return config.run_id(BASE | {"dataset": {"size": 8, "root": "here"} | where})
+
+    assert len({key(cache=place, download=word) for place in ("runs/cache", "/tmp/x") for word in (False, True)}) == 1
+    plain = {k: v for k, v in BASE.items() if k not in config.HOW} | {"dataset": {"size": 8, "cache": "runs/cache"}}
+    wanted = files.digest({"protocol": PROTOCOL} | plain)[:8]
+    assert config.run_id(plain | {"dataset": {"size": 8, "cache": "elsewhere/cache"}}) == wanted
+
+
+def test_pictures_that_an_attack_is_given_are_in_the_keys(tmp_path, monkeypatch):
+    """What is in them, not their names alone; a pattern's name stays what it is, whatever file is called so."""
+    monkeypatch.chdir(tmp_path)
+
+    def keys(**attack):
+        companions.picture.cache_clear()
+        made = BASE | {"attack": {"rate": 0.1} | attack}
+        return config.run_id(made), files.digest(config.backdoor_material(made, "digest"))
+
+    plain = keys(pattern="white3"), keys(folder=None)
+    Path("pictures").mkdir()
+    seen = [[keys(pattern="./mine.png"), keys(folder="pictures")]]
+    for content in (b"one", b"other"):
+        for name in ("white3", "mine.png", "pictures/a.jpg"):
+            Path(name).write_bytes(content)
+        seen.append([keys(pattern="./mine.png"), keys(folder="pictures")])
+    Path("pictures/b.txt").write_bytes(b"no picture")
+    assert keys(folder="pictures") == seen[-1][1]
+    assert len({key for both in seen for pair in both for key in pair}) == 3 * 2 * 2
+    assert (keys(pattern="white3"), keys(folder=None)) == plain
+    assert "pictures" not in config.backdoor_material(BASE | {"attack": {"pattern": "white3"}}, "digest")
+    assert "pictures" not in config.backdoor_material(BASE | {"attack": {"pattern": "white3"}}, "digest")
