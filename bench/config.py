@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+import re
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from functools import reduce
 from operator import getitem
 from typing import Any
@@ -15,27 +15,16 @@ from bench import PROTOCOL, trust
 from bench.companions import fingerprint, picture
 from bench.errors import UserError, nearest
 from bench.files import digest
+from bench.signatures import WORDS, find, nullable, takes
+
+NODES = ("attack", "dataset", "model", "defense", "train", "tracker", "clean", "gate", "selection")
+"""What a config must hold, each several settings."""
 
 KNOWN: dict[str, dict[str, type | None]] = {
-    "": dict.fromkeys(
-        (
-            "attack",
-            "dataset",
-            "model",
-            "defense",
-            "train",
-            "tracker",
-            "clean",
-            "gate",
-            "selection",
-            "device",
-            "resident",
-            "allow",
-            "check",
-        )
-    )
+    "": dict.fromkeys((*NODES, "resident", "allow", "check"))
     | {
         "seed": int,
+        "device": str,
         "threads": int,
         "workers": int,
         "retry": str,
@@ -50,8 +39,13 @@ KNOWN: dict[str, dict[str, type | None]] = {
 }
 """The settings of the nodes that are not built from a class, with their types; others are checked against the class."""
 
-FILLED_IN = {"attack": {"shape", "num_classes", "checkpoint"}, "model": {"num_classes", "channels", "size"}}
-"""What run.py passes to attacks and models itself, from the data set."""
+NULL = {"threads", "save", "checkpoint", "check", "allow", "selection.stop", "gate.max_drop", "model.checkpoint"}
+"""Those of them that may be null; what a class takes may be null where its signature says so."""
+
+LEAST = {"seed": 0, "threads": 1, "checkpoint": 0, "dataset.split_seed": 0} | dict.fromkeys(
+    ("gate.max_drop", "selection.max_drop", "selection.stop"), 0
+)
+DEVICE = re.compile(r"auto|spread|cpu|mps|cuda(:\d+)?")
 
 BESIDES: dict[str, dict[str, type | None]] = {"model": {"checkpoint": str}}
 """Settings of a node that are not for its class: `model.checkpoint`, a file with the network's weights."""
@@ -71,32 +65,80 @@ WHERE = {"root", "cache", "download"}
 DEFAULT = {"cache": "runs/cache", "download": False}
 """What an identity says of these settings of a data set, whatever they are: they change nothing in the images."""
 
-WORDS: dict[type, str] = {int: "a whole number", float: "a number", str: "a word", bool: "true or false"}
-
 
 def check(config: dict[str, Any], path: str = "", allow: Sequence[str] = ()) -> None:
-    """Raises UserError for the first setting that nothing would read, that is not of its type, or that is not ours to run."""
+    """Raises UserError for a setting that nothing would read, that is not of its type or range, or that is not ours to run."""
     if not path:
         trust.check(config, ["allow"])  # where `allow` came from was asked when the config was composed
         allow = trust.allowed(config)
+        check_nameable(config)
     target = config.get("_target_")
-    if target is not None and not (trust.permitted(target, allow) and trust.own(_find(target, path), target, allow)):
+    if target is not None and not (trust.permitted(target, allow) and trust.own(find(target, path), target, allow)):
         trust.refuse(f"{path}._target_", target)
-    known = KNOWN.get(path) if target is None else takes(target, path) | {"_target_": str} | BESIDES.get(path, {})
+    if target is not None:
+        known = takes(target, path) | {"_target_": str} | BESIDES.get(path, {})
+        _check_entries(config, path, known, nullable(target, path))
+    elif path in KNOWN:
+        _check_entries(config, path, KNOWN[path])
+    for key, value in config.items():
+        for node in _nodes(value):
+            check(node, f"{path}.{key}" if path else str(key), allow)
+
+
+def check_composed(config: Mapping[str, Any], typed: Sequence[str]) -> None:
+    """Raises UserError for what a composed config (see `trust.check`) must not hold, before a cell is named by it."""
+    trust.check(config, typed)
+    check_nameable(config)
+
+
+def check_nameable(config: Mapping[str, Any]) -> None:
+    """Raises UserError for what keeps a cell from being named, or from having a folder. `config` may be unresolved."""
+    for node in NODES:
+        value = config.get(node)
+        if not isinstance(value, Mapping) and not str(value).startswith("${"):
+            said = "null" if value is None else value
+            raise UserError(
+                f"{node}={said} must be settings, as conf/ has them: change those, such as {node}.NAME=VALUE."
+            )
+    runs = config.get("runs")
+    if not (isinstance(runs, str) and runs.strip()):
+        raise UserError(f"runs={'null' if runs is None else runs} must be a folder, the one that results go to.")
+    for path, value in trust.walk({key: value for key, value in config.items() if key != "hydra"}):
+        for number in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(number, float) and not math.isfinite(number):
+                raise UserError(f"{path}={value} must be finite.")
+
+
+def check_own(config: Mapping[str, Any]) -> None:
+    """As `check`, but only the bench's own settings: nothing is imported, so a finished cell can be asked as well."""
+    for path, known in KNOWN.items():
+        _check_entries(config[path] if path else config, path, known)
+
+
+def _check_entries(
+    config: Mapping[str, Any], path: str, known: Mapping[str, type | None], null: Container[str] = ()
+) -> None:
+    """The settings of one node. `null`: which of them may be null, besides those in `NULL`."""
     for key, value in config.items():
         here = f"{path}.{key}" if path else str(key)
-        if known is not None and key not in known:
+        if key not in known:
             hint = nearest(str(key), known.keys() - {"_target_"})
             raise UserError(f"{here} is not a setting of {path or 'the bench'}: {hint}")
-        kind = known.get(key) if known else None
-        if kind is not None and value is not None and not _fits(value, kind):
+        kind = known[key]
+        if value is None:
+            if key not in null and here not in NULL:
+                raise UserError(f"{here}=null must be {WORDS[kind] if kind else 'given a value'}.")
+            continue
+        if kind is not None and not _fits(value, kind):
             raise UserError(f"{here}={value} must be {WORDS[kind]}.")
+        if here in LEAST and value < LEAST[here]:
+            raise UserError(f"{here}={value} must be at least {LEAST[here]}.")
         if here == "selection.rule" and value not in SENTENCES:
             raise UserError(f"selection.rule={value} is unknown: {nearest(str(value), SENTENCES)}")
         if here == "retry" and value not in ("failed", "never"):
             raise UserError(f"retry={value} is unknown: failed (cells that failed are tried again) or never.")
-        for node in _nodes(value):
-            check(node, here, allow)
+        if here == "device" and not DEVICE.fullmatch(value):
+            raise UserError(f"device={value} cannot be used here: there is auto, cpu, cuda, cuda:1, mps and spread.")
 
 
 def settle(config: dict[str, Any], put: Callable[[str, str], None]) -> None:
@@ -137,47 +179,10 @@ def _fits(value: Any, kind: type) -> bool:
     return isinstance(value, kind)
 
 
-def _find(target: str, path: str) -> Any:
-    module, _, name = target.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"{path}._target_={target} cannot be imported: {error}") from error
-    return found
-
-
-def takes(target: str, path: str) -> dict[str, type | None]:
-    """The settings that the class or function `target` takes, with their types where they are plain ones.
-
-    `**kwargs` are followed up to the base classes. Raises UserError if the target cannot be imported.
-    """
-    found = _find(target, path)
-    settings: dict[str, type | None] = {}
-    for part in inspect.getmro(found) if inspect.isclass(found) else (found,):
-        if inspect.isclass(part) and "__init__" not in vars(part):
-            continue
-        parameters = inspect.signature(part).parameters
-        for parameter in parameters.values():
-            if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-                settings[parameter.name] = settings.get(parameter.name) or _kind(parameter)
-        if all(p.kind != p.VAR_KEYWORD for p in parameters.values()):
-            break
-    return {name: kind for name, kind in settings.items() if name not in FILLED_IN.get(path, ())}
-
-
 def asked_for(target: str, facts: dict[str, Any]) -> dict[str, Any]:
     """Those of the facts about the data that a network's own signature names."""
     names = takes(target, "")
     return {name: value for name, value in facts.items() if name in names}
-
-
-def _kind(parameter: inspect.Parameter) -> type | None:
-    """int, float, str or bool, from the annotation (`int | None` counts as int) or else from the default value."""
-    annotation = parameter.annotation
-    if annotation is parameter.empty:
-        return type(parameter.default) if type(parameter.default) in WORDS else None
-    word = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")
-    return {kind.__name__: kind for kind in WORDS}.get(word.partition("|")[0].strip())
 
 
 def run_id(config: dict[str, Any]) -> str:

@@ -33,7 +33,7 @@ def digits(
     every = ImageSet(x.expand(-1, 3, -1, -1).contiguous(), torch.from_numpy(labels).long())
     tested, rest = stratified(labels, test, np.random.default_rng(split_seed))
     train, held = hold_out(every[torch.from_numpy(rest)], heldout, split_seed)
-    return Dataset(train, held, every[torch.from_numpy(tested)], 10, mean=tuple(mean), std=tuple(std), augment=augment)
+    return Dataset(train, held, every[torch.from_numpy(tested)], 10, *per_channel(3, mean, std), augment)
 
 
 def handwritten() -> tuple[np.ndarray, np.ndarray]:
@@ -132,7 +132,7 @@ def _pixels(part: Any, size: int | None, label: str) -> tuple[Tensor, Tensor]:
 
 
 def imagefolder(
-    root: str,
+    root: str | None,
     size: int,
     heldout: float,
     split_seed: int,
@@ -220,4 +220,15 @@ def _split(
 ) -> Dataset:  # fmt: skip
     train, test = (ImageSet(arrays[f"{part}_x"], arrays[f"{part}_y"]) for part in ("train", "test"))
     kept, held = kept_and_held(train, heldout, split_seed)
-    return Dataset(train[kept], train[held], test, classes, tuple(mean), tuple(std), augment, kept)
+    facts = per_channel(train.x.shape[1], mean, std)
+    return Dataset(train[kept], train[held], test, classes, *facts, augment, kept)
+
+
+def per_channel(
+    channels: int, mean: Sequence[float], std: Sequence[float]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Both as a `Dataset` has them. Raises UserError unless they are numbers, one for each channel or one for all."""
+    for name, values in (("mean", mean), ("std", std)):
+        if len(values) not in (1, channels) or not all(isinstance(value, int | float) for value in values):
+            raise UserError(f"dataset.{name}={list(values)} must be numbers, one for each of {channels} channels.")
+    return tuple(mean), tuple(std)

@@ -28,8 +28,7 @@ from bench import cell, cli, config, sweep, trust
 from bench.turn import Busy, turn
 
 log = logging.getLogger(__name__)
-build = partial(instantiate, _convert_="all")
-compose = ConfigLoaderImpl.load_configuration
+build, compose = partial(instantiate, _convert_="all"), ConfigLoaderImpl.load_configuration
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="config")
@@ -42,10 +41,11 @@ def main(cfg: DictConfig) -> dict[str, str]:
     note = {"name": cli.name(job.runtime.choices, cfg.seed), "folder": str(folder)}
     settings = plain(cfg)
     wanted = ["purified.safetensors"] if config.saves(settings) else []
-    if done := cell.read(folder, beside=wanted):
-        log.info("done already: %s", cli.one_cell(done))
-        return note | {"state": "passed"}
     try:
+        if done := cell.read(folder, beside=wanted):
+            config.check_own(settings)
+            log.info("done already: %s", cli.one_cell(done))
+            return note | {"state": "passed"}
         with cell.failures(folder, settings["retry"]), turn(folder, "running this cell"):
             config.check(settings)
             config.check_workers(settings["workers"], job.runtime.choices["launcher"])
@@ -118,7 +118,7 @@ def plain(cfg: DictConfig) -> dict:
 def guarded(self: ConfigLoaderImpl, *args: Any, **kwargs: Any) -> DictConfig:
     """What Hydra composes for the sweep and for each of its cells is looked at before anything that it names is built."""
     cfg = compose(self, *args, **kwargs)
-    trust.check(OmegaConf.to_container(cfg), sys.argv[1:])  # type: ignore[arg-type]
+    config.check_composed(OmegaConf.to_container(cfg), sys.argv[1:])  # type: ignore[arg-type]
     return cfg
 
 

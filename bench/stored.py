@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-from bench import config, shelf, store
+from bench import config, shelf, signatures, store
 from bench.errors import UserError
 from bench.parts import make
 from bench.scene import Outcome, Scene, repair, scene
@@ -101,7 +101,7 @@ def _backdoor(folder: Path) -> Found:
         raise UserError(f"{folder} is not named, or its card not made, as those of runs/backdoors.") from error
     runs = str(folder.parents[4])
     where = {"root": "data", "cache": str(Path(runs, "cache")), "download": False}
-    takes = config.takes(str(settings["dataset"]["_target_"]), "dataset")
+    takes = signatures.takes(str(settings["dataset"]["_target_"]), "dataset")
     settings["dataset"] |= {key: value for key, value in where.items() if key in takes}
     names = {"dataset": dataset, "model": model, "attack": attack, "seed": seed}
     return Found(folder, settings | PASSIVE | {"seed": seed, "runs": runs}, names)

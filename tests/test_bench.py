@@ -137,7 +137,7 @@ def test_a_poisoned_mix_goes_to_defences_that_need_one(tmp_path):
         "none": ("nothing", 0),
         "ep": ("poisoned", 150),
     }
-    for size in ("100000", "null"):
+    for size in ("100000", "0"):
         status, said = bench("defense=ep", f"clean.mix={size}", "seed=9", *base)
         assert status == 1 and "must be at least 1 and at most 1097" in said and "Traceback" not in said
     assert len(cards(tmp_path)) == 1
@@ -197,6 +197,10 @@ WRONG = {
     "runs=/dev/null/x": "cannot use /dev/null",
     "train.lr=1e30": "training diverged",
     "seed=abc": "seed=abc must be a whole number",
+    "seed=null": "seed=null must be a whole number",
+    "selection.max_drop=-1": "selection.max_drop=-1 must be at least 0",
+    "dataset.mean=[]": "dataset.mean=[] must be numbers, one for each of 3 channels",
+    "dataset.std=[a,b,c]": "dataset.std=['a', 'b', 'c'] must be numbers, one for each of 3 channels",
 }
 
 
@@ -213,6 +217,33 @@ def test_wrong_input_is_one_clear_sentence(tmp_path):
             assert WRONG[case] in said, f"{case}: {said}"
             assert "Traceback" not in said, f"{case}: {said}"
     assert not records(tmp_path / "runs")
+
+
+NAMELESS = {
+    "seed=2,3 selection.max_drop=nan": "selection.max_drop=nan must be finite",
+    "seed=2,3 dataset.std=[1,1,inf]": "dataset.std=[1, 1, inf] must be finite",
+    "seed=2,3 clean=null": "clean=null must be settings",
+    "~tracker": "tracker=null must be settings",
+    "runs=": "runs= must be a folder",
+    "runs=null": "runs=null must be a folder",
+}
+
+
+def test_what_keeps_a_cell_from_being_named_is_said_before_it_has_a_folder(tmp_path):
+    for case, says in NAMELESS.items():
+        status, said = bench("-m", *PLAIN, f"runs={tmp_path / 'runs'}", *case.split())
+        assert status == 1 and says in said and "Traceback" not in said and "resolving" not in said, f"{case}: {said}"
+    assert not list(tmp_path.rglob("s[23]-*"))
+
+
+def test_a_finished_cell_is_no_answer_to_settings_that_do_not_exist(tmp_path):
+    words = ["attack=none", "defense=none", *QUICK, f"runs={tmp_path}"]
+    assert bench(*words)[0] == 0
+    for wrong in ("device=gpu", "retry=nver", "threads=0"):
+        status, said = bench(*words, wrong)
+        assert status == 1 and f"error: {wrong} " in said and "done already" not in said, said
+    (record,) = tmp_path.rglob("record.json")
+    assert not (record.parent / "error.txt").exists()
 
 
 def test_a_failed_cell_leaves_its_traceback_and_stops_nothing(tmp_path):

@@ -21,7 +21,7 @@ from test_bench import bench
 
 from analysis import curves, load, render, schema, settings
 from analysis.drawing import STYLE
-from bench import archives, cell, config, run, trust
+from bench import archives, cell, config, run, signatures, trust
 from bench.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -139,7 +139,7 @@ def test_every_part_in_conf_is_permitted_and_found():
                 names.add(value)
     assert len(names) > 50
     for name in names:
-        assert trust.permitted(name, []) and trust.own(config._find(name, ""), name, []), name
+        assert trust.permitted(name, []) and trust.own(signatures.find(name, ""), name, []), name
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -48,8 +48,9 @@ ALLOWED = {  # module (or package) -> what of the project it may import; imports
     "bench.machine": {"bench", "bench.errors"},
     "bench.tracking": {"bench.errors", "analysis.login"},
     "bench.board": {"bench.errors", "bench.tracking"},
+    "bench.signatures": {"bench.errors"},
     "bench.config": {"bench", "bench.trust", "bench.companions", "bench.errors", "bench.files", "bench.machine",
-                     "analysis.operating_point", "analysis.revisions"},
+                     "bench.signatures", "analysis.operating_point", "analysis.revisions"},
     "bench.upkeep": {"bench.files", "bench.shelf"},
     "bench.store": {"bench", "bench.attacks", "bench.files", "bench.shelf", "bench.upkeep"},
     "bench.repeat": {"bench.attacks", "bench.data", "bench.training"},
@@ -75,7 +76,8 @@ ALLOWED = {  # module (or package) -> what of the project it may import; imports
     "bench.relearn": {"bench.chosen", "bench.data", "bench.errors", "bench.metrics", "bench.plan", "bench.scene",
                       "bench.training"},
     "bench.parts": {"bench.errors"},
-    "bench.stored": {"bench.config", "bench.errors", "bench.parts", "bench.scene", "bench.shelf", "bench.store"},
+    "bench.stored": {"bench.config", "bench.errors", "bench.parts", "bench.scene", "bench.shelf", "bench.signatures",
+                     "bench.store"},
     "bench.backdoorbench": {"bench.attacks", "bench.data", "bench.scene"},
     "bench.api": {"bench.attacks", "bench.chosen", "bench.cli", "bench.config", "bench.data", "bench.defenses", "bench.errors",
                   "bench.metrics", "bench.models", "bench.pruning", "bench.run", "bench.stored", "bench.training"},
@@ -180,6 +182,7 @@ def test_tables_set_apart_what_the_bench_tells_apart():
 
     assert config.HOW | {"seed"} == settings.HOW
     assert settings.CARRIED_OUT == config.CARRIED_OUT
+    assert {f"dataset.{key}" for key in config.DEFAULT} == settings.WHERE
     assert dict(settings.LATER) == config.LATER | {"model.checkpoint": None}
 
 

@@ -1,0 +1,50 @@
+"""Settings that no cell can be run with are one sentence, before anything is trained; all that conf/ says is taken."""
+
+import pytest
+from cells import choices, composed
+
+from bench import config
+from bench.errors import UserError
+from bench.run import plain
+
+GROUPS = ("attack", "check", "dataset", "defense", "model", "tracker", "train")
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_whatever_conf_says_is_taken(group):
+    for name in choices(group):
+        more = ["model.name=x"] if name in ("timm", "torchvision") else []
+        config.check(plain(composed(f"{group}={name}", *more)))
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("selection.max_drop=null", "selection.max_drop=null must be a number"),
+        ("clean.tune=null", "clean.tune=null must be a whole number"),
+        ("gate.min_asr=null", "gate.min_asr=null must be a number"),
+        ("attack.pattern=null", "attack.pattern=null must be a word"),
+        ("attack.poison_rate=null", "attack.poison_rate=null must be a number"),
+        ("train.lr=null", "train.lr=null must be a number"),
+        ("dataset.augment=null", "dataset.augment=null must be given a value"),
+        ("dataset.mean=0.5", "dataset.mean=0.5 must be a list"),
+        ("seed=-1", "seed=-1 must be at least 0"),
+        ("gate.max_drop=-1", "gate.max_drop=-1 must be at least 0"),
+        ("threads=0", "threads=0 must be at least 1"),
+        ("device=gpu", "device=gpu cannot be used here"),
+        ("train.lr=inf", "train.lr=inf must be finite"),
+        ("dataset.std=[1,1,nan]", r"dataset.std=\[1, 1, nan\] must be finite"),
+        ("clean=null", "clean=null must be settings"),
+    ],
+)
+def test_what_is_null_not_finite_or_out_of_range_is_said_at_once(word, says):
+    with pytest.raises(UserError, match=says):
+        config.check(plain(composed(word)))
+
+
+@pytest.mark.parametrize(
+    "word", ["selection.stop", "gate.max_drop", "threads", "checkpoint", "save", "train.iterations"]
+)
+def test_what_may_be_null(word):
+    """As a default, a comment in conf/ or the class's own signature says."""
+    config.check(plain(composed(f"{'' if word != 'train.iterations' else '+'}{word}=null")))
