@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
@@ -47,6 +48,53 @@ def read(folder: Path, mine: bool = False, beside: Sequence[str] = ()) -> dict[s
                 files.set_aside(path).name,
             )
         return None
+
+
+def finished(folder: Path, beside: Sequence[str], dataset: Mapping[str, Any]) -> dict[str, Any] | None:
+    """As `read`. Raises UserError if the cell was run on other images than lie there now.
+
+    Only what their stamp does not answer is looked into, and it is not asked where images are gone or none was recorded.
+    """
+    found = read(folder, beside=beside)
+    then, now = (found or {}).get("images_stamp"), stamp(dataset).get("images_stamp")
+    if found is None or None in (then, now) or then == now or digest_of(json.dumps(dataset)) == found["data"]:
+        return found
+    raise UserError(
+        f"dataset.root={dataset['root']} holds other images than this cell was run on: put them into a folder of their own, "
+        f"or delete {folder} to run it again."
+    )
+
+
+def stamp(dataset: Mapping[str, Any]) -> dict[str, str]:
+    """A record's column that tells a folder of images from a changed one; of other data sets none: they do not change."""
+    if dataset.get("_target_") != "bench.datasets.imagefolder" or not dataset.get("root"):
+        return {}
+    found = stamped(*(str(dataset.get(key, key)) for key in ("root", "train", "test")))
+    return {"images_stamp": found} if found else {}
+
+
+@functools.cache
+def stamped(root: str, *parts: str) -> str | None:
+    """A digest of the names, sizes and times of the files in these folders, or of the archive that holds them; None: no file.
+
+    Asked of a disk once by a process.
+    """
+    walks = [os.walk(f"{root}/{part}", followlinks=True) for part in parts]
+    inside = (f"{at}/{name}" for walk in walks for at, _, names in walk for name in names)
+    facts = []
+    for place in [root] if Path(root).is_file() else inside:
+        with suppress(OSError):  # a link to nowhere is no image
+            status = os.stat(place)  # noqa: PTH116  # there may be a million
+            facts.append((place[len(root) :], status.st_size, status.st_mtime_ns))
+    return files.digest(sorted(facts)) if facts else None
+
+
+@functools.cache
+def digest_of(dataset: str) -> str:
+    """The digest of a data set, given as JSON."""
+    from bench.parts import make  # seconds, that a finished cell seldom needs
+
+    return str(make(json.loads(dataset)).digest)
 
 
 def finish(folder: Path, beside: Mapping[str, str], record: Mapping[str, Any]) -> bool:

@@ -42,7 +42,7 @@ def main(cfg: DictConfig) -> dict[str, str]:
     settings = plain(cfg)
     wanted = ["purified.safetensors"] if config.saves(settings) else []
     try:
-        if done := cell.read(folder, beside=wanted):
+        if done := cell.finished(folder, wanted, settings["dataset"]):
             config.check_own(settings)
             log.info("done already: %s", cli.one_cell(done))
             return note | {"state": "passed"}
@@ -69,7 +69,7 @@ def run(cfg: DictConfig, settings: dict, folder: Path, names: Mapping) -> dict:
     from bench.scene import repair, scene
 
     # compose: every part that can be wrong is built before anything is trained
-    identity = {key: names[key] for key in ("dataset", "model", "attack", "defense")}
+    identity = {key: names[key] for key in ("dataset", "model", "attack", "defense")} | cell.stamp(settings["dataset"])
     identity |= {"seed": cfg.seed, "id": config.run_id(settings), "fingerprints": fingerprints(settings)}
     defense, tracker, check = (build(cfg.get(part)) for part in ("defense", "tracker", "check"))
 

@@ -13,6 +13,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 from cells import NARROW
 from PIL import Image
@@ -244,6 +245,40 @@ def test_a_finished_cell_is_no_answer_to_settings_that_do_not_exist(tmp_path):
         assert status == 1 and f"error: {wrong} " in said and "done already" not in said, said
     (record,) = tmp_path.rglob("record.json")
     assert not (record.parent / "error.txt").exists()
+
+
+def test_other_images_in_the_same_folder_are_no_finished_cell(tmp_path):
+    """Touched ones are the same: they are looked into. Without them the record stands."""
+    root, draw = tmp_path / "images", np.random.default_rng(0)
+
+    def paint(place):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draw.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(place)
+
+    for number in range(24):
+        for part in ("train", "test"):
+            paint(root / part / "ab"[number % 2] / f"{number}.png")
+    words = [
+        f"dataset.root={root}",
+        "dataset.size=16",
+        "dataset.heldout=8",
+        "clean.tune=4",
+        "clean.select=4",
+        "attack=none",
+    ]
+    words += ["defense=none", "model=vgg5", "train=digits", "train.batch_size=8", *QUICK, f"runs={tmp_path / 'runs'}"]
+    assert bench(*words)[0] == 0
+    os.utime(root / "train/a/0.png", (1, 1))
+    status, said = bench(*words)
+    assert status == 0 and "done already" in said, said
+    paint(root / "train/a/0.png")
+    status, said = bench(*words)
+    assert (
+        status == 1 and "error: dataset.root=" in said and "holds other images" in said and "done already" not in said
+    ), said
+    root.rename(tmp_path / "gone")
+    status, said = bench(*words)
+    assert status == 0 and "done already" in said, said
 
 
 def test_a_failed_cell_leaves_its_traceback_and_stops_nothing(tmp_path):

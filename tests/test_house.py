@@ -42,7 +42,7 @@ ALLOWED = {  # module (or package) -> what of the project it may import; imports
     "bench.curve": {"bench.data", "bench.defenses", "bench.metrics", "bench.prefix"},
     "bench.chosen": {"bench.defenses", "bench.pruning", "analysis.operating_point"},
     "bench.cli": {"bench.errors"},
-    "bench.cell": {"analysis.schema", "bench.cli", "bench.errors", "bench.faults", "bench.files"},
+    "bench.cell": {"analysis.schema", "bench.cli", "bench.errors", "bench.faults", "bench.files", "bench.parts"},
     "bench.trust": {"bench.errors"},
     "bench.sweep": {"bench.files", "bench.progress", "bench.turn"},
     "bench.machine": {"bench", "bench.errors"},
