@@ -1,7 +1,8 @@
 """One process at a time: a lock that saves doing work twice. No result is ever at stake (see `bench.files`).
 
 Two questions, asked without any clock but the asker's own:
-- Is the holder on this machine? The operating system's lock answers at once, and a dead process holds none.
+- Is the holder on this machine? The operating system's lock answers at once, and a dead process holds none. (Where a file system
+  has no locks every process counts as a machine of its own.)
 - Is it on another one, and the file system's locks end at the machine? Then it counts up in a file beside the lock; when
   that count has stood still for `GRACE` seconds of the asker's own monotonic clock, the holder is taken for dead. One that
   was only stalled goes on, and may do the work a second time; the first result stays.
@@ -9,7 +10,9 @@ Two questions, asked without any clock but the asker's own:
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -25,6 +28,9 @@ log = logging.getLogger(__name__)
 
 patient = True
 """False: who would have to wait is told so by `Busy`, and may do something else first."""
+locks = True
+"""False once a file system said that it has none."""
+NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP)
 BEAT = 15.0  # seconds between two counts
 GRACE = 150.0  # network file systems show a change after a minute at worst
 
@@ -34,10 +40,11 @@ class Busy(BaseException):
 
 
 def here() -> str:
-    """This machine since it was started: locks of the operating system hold within it."""
+    """This machine since it was started: locks of the operating system hold within it. This process, where there are none."""
+    found = f"{getnode():x}"
     with suppress(OSError):
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return f"{getnode():x}"
+        found = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return found if locks else f"{found}:{os.getpid()}"
 
 
 @contextmanager
@@ -47,6 +54,7 @@ def turn(target: Path, doing: str) -> Iterator[None]:
     `doing`: for the line that is shown while waiting, such as `training this model`. The lock is a hidden file beside the
     target and stays there.
     """
+    global locks
     files.make_folder(target.parent)
     beat = target.with_name(f".{target.name}.beat")
     lock = FileLock(target.with_name(f".{target.name}.lock"))
@@ -56,6 +64,13 @@ def turn(target: Path, doing: str) -> Iterator[None]:
             lock.acquire(timeout=0)
         except Timeout:
             clock.wait(0.1)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            if locks:
+                log.warning("%s: this file system has no locks; processes go by each other's counts.", target.parent)
+            locks = False
+            break
     stop = threading.Event()
     try:
         faults.hit("turn.locked")

@@ -11,6 +11,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -109,7 +110,8 @@ def contend(room: Path) -> list[int]:
     code = f"import sys; from bench.upkeep import exclude; print(exclude(sys.argv[1], {ROUNDS}))"
     words = [sys.executable, "-c", code, str(room.absolute())]
     root = Path(__file__).parent.parent
-    pair = [subprocess.Popen(words, cwd=root, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    quiet = subprocess.DEVNULL  # where there are no locks each says so in a traceback
+    pair = [subprocess.Popen(words, cwd=root, stdout=subprocess.PIPE, stderr=quiet, text=True) for _ in range(2)]
     return [int(process.communicate(timeout=300)[0] or ROUNDS) for process in pair]
 
 
@@ -191,6 +193,9 @@ def gc(runs: Path, delete: bool, damaged: bool) -> int:
         print(f"{'deleted' if delete else 'would delete'} {path} ({why}, {held / 1e6:.1f} MB)")
         if delete and path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
+            if path.parent.name == ".sweeps":
+                with suppress(OSError):  # other sweeps have notes there
+                    path.parent.rmdir()
         elif delete:
             path.unlink(missing_ok=True)
     print(f"{count} of them, {size / 1e6:.1f} MB{'' if delete or not count else '; --delete deletes them'}")
@@ -211,6 +216,8 @@ def rubbish(runs: Path, now: float, damaged: bool) -> Iterator[tuple[Path, str]]
             yield path, "the start of a training that has ended"
         elif name.startswith(".") and name.endswith((".lock", ".beat")) and old and done(target) and free(target):
             yield path, "of work that is done"
+        elif path.parent.name == ".sweeps" and old:
+            yield path, "the notes of a sweep that was killed"
         elif ".damaged-" in name and damaged:
             yield path, "set aside as damaged"
 
@@ -229,11 +236,14 @@ def free(target: Path) -> bool:
             return True
     except Timeout:
         return False
+    except OSError:  # no locks here: who is at it counts
+        return not target.with_name(f".{target.name}.beat").exists()
 
 
 def walk(runs: Path) -> Iterator[Path]:
-    """All files, and those folders that are taken as a whole (temporary, damaged, beginnings); links are not followed."""
+    """All files, and those folders that are taken as a whole (temporary, damaged, beginnings, notes); links are not followed."""
     for folder, inner, names in os.walk(runs):
-        whole = [name for name in inner if name.startswith(".tmp-") or name.endswith(".part") or ".damaged-" in name]
+        notes = Path(folder).name == ".sweeps"
+        whole = [n for n in inner if notes or n.startswith(".tmp-") or n.endswith(".part") or ".damaged-" in n]
         inner[:] = sorted(set(inner) - set(whole))
         yield from (Path(folder, name) for name in sorted([*whole, *names]))

@@ -1,6 +1,7 @@
 """`python -m bench.store`: the doctor sees what a disk cannot do, verify sees every changed byte, gc takes only rubbish."""
 
 import errno
+import fcntl
 import json
 import os
 import subprocess
@@ -10,7 +11,7 @@ import pytest
 from cells import ROOT
 from filelock import FileLock
 
-from bench import files, shelf, upkeep
+from bench import files, shelf, turn, upkeep
 
 
 def model(folder):
@@ -82,6 +83,38 @@ def test_gc_takes_rubbish_only_and_only_when_told(runs, tmp_path, capsys):
     gone = {path.rpartition("/")[2] for path in before - listing()}
     assert gone == {".tmp-old", ".s2-0.part", ".s2-0.lock", "s2-8.damaged-ab", "file"}
     assert (place / ".s2-9.part/file").exists() and (place / "outside/file").exists() and not outside.exists()
+
+
+def test_gc_lists_the_notes_of_a_killed_sweep(runs, capsys):
+    for name in ("old", "new"):
+        (runs / ".sweeps" / name).mkdir(parents=True)
+        (runs / ".sweeps" / name / "0-ab.json").write_text("{}")
+    os.utime(runs / ".sweeps/old", (0, 0))
+    assert upkeep.main(["gc", "--runs", str(runs), "--delete"]) == 0
+    assert f"deleted {runs}/.sweeps/old (the notes of a sweep that was killed" in capsys.readouterr().out
+    assert [path.name for path in (runs / ".sweeps").iterdir()] == ["new"]
+    os.utime(runs / ".sweeps/new", (0, 0))
+    assert upkeep.main(["gc", "--runs", str(runs), "--delete"]) == 0 and not (runs / ".sweeps").exists()
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_without_locks_work_is_done_and_processes_go_by_each_others_counts(code, runs, monkeypatch, caplog):
+    def flock(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    monkeypatch.setattr(turn, "locks", True)
+    model(runs / "backdoors/d/m/a/s2-1")
+    model(runs / "backdoors/d/m/a/s2-2")
+    assert caplog.text.count("has no locks") == 1 and shelf.verified(runs / "backdoors/d/m/a/s2-2")
+    beat = runs / ".it.beat"
+    monkeypatch.setattr(turn, "patient", False)
+    with turn.turn(runs / "it", "at it"):
+        here, number = turn.read(beat).rsplit(":", 1)
+        beat.write_text(f"{here}:{os.getpid() + 1} 3")  # another process of this machine
+        with pytest.raises(turn.Busy), turn.turn(runs / "it", "at it"):
+            pass
+    assert upkeep.free(runs / "backdoors/d/m/a/s2-1") and not upkeep.free(runs / "it")
 
 
 def test_the_command():
