@@ -49,15 +49,20 @@ def split(text: str) -> Iterator[dict[str, str]]:
 
 @functools.lru_cache(maxsize=4096)
 def read_part(text: str) -> dict[str, str]:
-    if "*" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
-        raise ValueError("YAML aliases, which no config of the bench has")
+    return dict(flatten({key: value for key, value in mapping(text).items() if key not in HOW}))
+
+
+def mapping(text: str) -> dict[Any, Any]:
+    """A mapping in somebody's YAML. Raises ValueError; RecursionError where it is nested deeper than any of the bench's."""
     try:
+        if "*" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
+            raise ValueError("YAML aliases, which no config of the bench has")
         config = yaml.safe_load(text)  # not the C loader: deep nesting crashes it
     except yaml.YAMLError as error:
         raise ValueError(error) from error
     if not isinstance(config, dict):
         raise ValueError("no mapping")
-    return dict(flatten({key: value for key, value in config.items() if key not in HOW}))
+    return config
 
 
 def flatten(node: Mapping[Any, Any], path: str = "") -> Iterator[tuple[str, str]]:

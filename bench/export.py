@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import sys
 import uuid
@@ -35,15 +36,19 @@ def export(run: str | Path, form: str, into: str | Path | None = None, root: str
         raise UserError(f"--format {form} is unknown: use {', '.join(FORMATS)}.")
     found = stored.find(run, root)
     folder = Path(into) if into else _place(found, form)
-    if folder.exists():
+    if os.path.lexists(folder):
         raise UserError(f"{folder} is there already: choose another with --into, or remove it.")
     stage = stored.open_scene(found)
     chosen = stored.run_again(found, stage).chosen if found.record else None
     temporary = folder.with_name(f".tmp-{uuid.uuid4().hex[:16]}")
-    temporary.mkdir(parents=True)
     try:
+        temporary.mkdir(parents=True)
         said = FORMATS[form](temporary, folder, found, stage, chosen.model if chosen else None)
         temporary.rename(folder)
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be written: {error.strerror or error}: choose another with --into."
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return [f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}", *said]

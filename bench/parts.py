@@ -20,11 +20,7 @@ PLACES = (
 
 def make(node: Mapping[str, Any], **more: Any) -> Any:
     """The object that a node with a `_target_` describes, with `more` settings besides. Raises UserError."""
-    target = node.get("_target_")
-    if not isinstance(target, str) or not re.fullmatch(PLACES, target):
-        raise UserError(
-            f"_target_={target} is none of the bench's own parts, and settings from a file may name no others."
-        )
+    target = own(node.get("_target_"))
     module, _, name = target.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name)
@@ -39,6 +35,15 @@ def make(node: Mapping[str, Any], **more: Any) -> Any:
         return found(**(settings | more))
     except TypeError as error:
         raise UserError(f"{target} does not take these settings: {error}") from error
+
+
+def own(target: Any) -> str:
+    """The `_target_`, if it stands where the bench's own parts do; nothing is imported. Raises UserError."""
+    if not isinstance(target, str) or not re.fullmatch(PLACES, target):
+        raise UserError(
+            f"_target_={target} is none of the bench's own parts, and settings from a file may name no others."
+        )
+    return target
 
 
 def _plain(value: Any) -> Any:

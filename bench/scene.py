@@ -81,11 +81,17 @@ class Outcome:
         return {"clean_tune": len(given.clean), "clean_select": len(self.select), "mix": len(given.poisoned or ())}
 
 
-def scene(settings: Mapping[str, Any], names: Mapping[str, str], build: Build, defense: Defense | None = None) -> Scene:
+def scene(
+    settings: Mapping[str, Any],
+    names: Mapping[str, str],
+    build: Build,
+    defense: Defense | None = None,
+    stored: bool = False,
+) -> Scene:
     """Loads or trains the backdoor, and the clean model that it is compared with (unless `gate.max_drop` is null).
 
     `names`: what dataset, model and attack are called. What is wrong for `defense` (None: there is none) is said before
-    anything is trained. Raises UserError.
+    anything is trained. `stored`: the backdoor is there, so no clean model is wanted. Raises UserError.
     """
     device = machine.device(settings["device"], settings["threads"])
     plan = build(settings["train"])
@@ -103,8 +109,9 @@ def scene(settings: Mapping[str, Any], names: Mapping[str, str], build: Build, d
     node = config.network(settings)
     network = partial(build, node, **config.asked_for(node["_target_"], facts))
     workshop = Bench(data, network, plan, dict(settings), dict(names) | {"seed": settings["seed"]}, device)
-    compared = settings["gate"]["max_drop"] is not None and file is None  # a stranger's was trained in another way
-    clean = workshop.clean() if attack.needs_clean and file is None else None
+    stored = stored or file is not None  # a stranger's was trained in another way
+    compared = settings["gate"]["max_drop"] is not None and not stored
+    clean = workshop.clean() if attack.needs_clean and not stored else None
     backdoor = workshop.victim(attack, clean)
     if compared and clean is None:  # after it: many processes with an attack each do not wait for one clean model
         clean = workshop.clean()

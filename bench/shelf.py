@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -89,22 +90,32 @@ def aside(folder: Path) -> tuple[str, str]:
 
 
 def verified(folder: Path) -> Card:
-    """The card, after every file was compared with it. Raises Damaged; PermissionError says nothing about the content."""
+    """The card, after every file was compared with it. Raises Damaged; PermissionError says nothing about the content.
+
+    A pipe or a device is not waited for.
+    """
     card = _card(folder)
     with damages():
         for name, expected in card["sha256"].items():
-            if Path(name).name != name or files.sha256(folder / name) != expected:
+            if Path(name).name != name or files.sha256(ordinary(folder / name)) != expected:
                 raise Damaged(f"the sha256 of {name} is not the one on its card")
     return card
 
 
 def _card(folder: Path) -> Card:
     with damages():
-        card = json.loads((folder / "card.json").read_text())
+        card = json.loads((ordinary(folder / "card.json")).read_text())
         named = dict(card["sha256"])
         if named.pop("card") != files.digest(card | {"sha256": named}):
             raise Damaged("its card was changed")
         return dict(card | {"sha256": named})
+
+
+def ordinary(path: Path) -> Path:
+    """The path, if it is a file with an end. Raises Damaged, FileNotFoundError."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise Damaged(f"{path.name} is no ordinary file")
+    return path
 
 
 @contextmanager
@@ -116,5 +127,5 @@ def damages() -> Iterator[None]:
         raise
     except FileNotFoundError as error:
         raise Damaged(f"{Path(error.filename).name} is missing") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Damaged(str(error)) from error

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
-
+from analysis.schema import RECORD_LIMIT, read_text
+from analysis.settings import CONFIG_LIMIT, mapping
 from bench import config, shelf, signatures, store
 from bench.errors import UserError
-from bench.parts import make
+from bench.parts import make, own
 from bench.scene import Outcome, Scene, repair, scene
 
-LIMIT = 1 << 20
-"""Bytes of a settings file; a real one has 3,000."""
 Settings = dict[str, Any]
 PASSIVE = {"gate": {"min_asr": 0.0, "max_drop": None}, "threads": None}
 """Looking at a stored backdoor compares it with nothing."""
+NODES = ("dataset", "model", "attack", "train", "defense", "clean", "selection", "gate")
+STRANGE = (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError)
+"""What reading somebody's files raises if they are not as the bench writes them."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ def find(folder: str | Path, root: str | None = None, device: str = "auto") -> F
 
 
 def open_scene(found: Found) -> Scene:
-    """The data, the stored model and its exam. Raises UserError rather than train a model that is not there."""
+    """The data, the stored model (verified) and its exam. Nothing is trained: raises UserError if it is not there, or damaged."""
     settings, names = found.settings, found.names
     data = make(settings["dataset"])
     material = config.backdoor_material(settings, data.digest)
@@ -65,7 +67,8 @@ def open_scene(found: Found) -> Scene:
         raise UserError(
             f"the backdoored model behind {found.folder} is not in {wanted}: it was moved, or the data set differs from then."
         )
-    return scene(settings, names, make)
+    _verified(wanted)
+    return scene(settings, names, make, stored=True)
 
 
 def run_again(found: Found, stage: Scene) -> Outcome:
@@ -84,24 +87,39 @@ def run_again(found: Found, stage: Scene) -> Outcome:
     return outcome
 
 
-def _backdoor(folder: Path) -> Found:
+def _verified(folder: Path) -> shelf.Card:
+    """The card of a stored model. Raises UserError, with the command that makes a damaged one again."""
     try:
-        card = shelf.verified(folder)
+        return shelf.verified(folder)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read: {error.strerror}.") from error
+    except shelf.Damaged as problem:
+        said, seed = f"{folder} is damaged: {problem}.", folder.name[1:].rpartition("-")[0]
+        if len(folder.parts) > 5:
+            dataset, model, attack = folder.parts[-4:-1]
+            said += (
+                f" python bench/run.py dataset={dataset} model={model} attack={attack} defense=none seed={seed} save=true "
+                f"runs={folder.parents[4]}, with the other settings that it was trained with, sets it aside and makes it again."
+            )
+        raise UserError(said) from problem
+
+
+def _backdoor(folder: Path) -> Found:
+    card = _verified(folder)
+    try:
         made = card["from"]
         dataset, model, attack = folder.parts[-4:-1]
-        seed = int(folder.name[1:].partition("-")[0])
+        seed, runs = int(folder.name[1:].rpartition("-")[0]), str(folder.parents[4])
         settings = {key: dict(made[key]) for key in ("dataset", "model", "attack", "train")}
+        target = own(settings["dataset"].get("_target_"))  # before it is imported
         if "checkpoint" in settings["model"]:
             raise UserError(
                 f"{folder} came from a file of somebody else: take a finished cell of it, which names that file."
             )
-    except shelf.Damaged as problem:
-        raise UserError(f"{folder} is damaged: {problem}.") from problem
-    except (KeyError, TypeError, ValueError) as error:
+    except STRANGE as error:
         raise UserError(f"{folder} is not named, or its card not made, as those of runs/backdoors.") from error
-    runs = str(folder.parents[4])
     where = {"root": "data", "cache": str(Path(runs, "cache")), "download": False}
-    takes = signatures.takes(str(settings["dataset"]["_target_"]), "dataset")
+    takes = signatures.takes(target, "dataset")
     settings["dataset"] |= {key: value for key, value in where.items() if key in takes}
     names = {"dataset": dataset, "model": model, "attack": attack, "seed": seed}
     return Found(folder, settings | PASSIVE | {"seed": seed, "runs": runs}, names)
@@ -109,23 +127,29 @@ def _backdoor(folder: Path) -> Found:
 
 def _cell(folder: Path) -> Found:
     try:
-        record = json.loads(_text(folder / "record.json"))
-        settings = yaml.safe_load(_text(folder / ".hydra/config.yaml"))
+        record = json.loads(read_text(folder / "record.json", RECORD_LIMIT))
+        settings = mapping(read_text(folder / ".hydra/config.yaml", CONFIG_LIMIT))
         runs = str(folder.parents[4])
         settings = _said(settings, {"runs": str(settings["runs"])}) | {"runs": runs}
-        names = {key: str(record[key]) for key in ("dataset", "model", "attack", "defense")}
+        if wrong := [key for key in NODES if not isinstance(settings[key], dict)]:
+            raise ValueError(f"its settings for {wrong[0]} are no mapping")
+        if type(settings["seed"]) is not int:
+            raise ValueError("its seed is no whole number")
+        names = {key: _name(record[key]) for key in ("dataset", "model", "attack", "defense")}
         ours = {"id": record["id"], "seed": record["seed"]} == {"id": config.run_id(settings), "seed": settings["seed"]}
-    except (OSError, ValueError, KeyError, TypeError, IndexError, yaml.YAMLError) as error:
-        raise UserError(f"{folder} is no finished cell of the bench: {str(error).strip().splitlines()[0]}") from error
+    except STRANGE as error:
+        why = f"{error} is missing" if isinstance(error, KeyError) else str(error).strip().partition("\n")[0][:200]
+        raise UserError(f"{folder} is no finished cell of the bench: {why}.") from error
     if not ours:
         raise UserError(f"{folder}: .hydra/config.yaml is not what its record.json was made with.")
     return Found(folder, settings, names | {"seed": settings["seed"]}, record)
 
 
-def _text(path: Path) -> str:
-    if path.stat().st_size > LIMIT:
-        raise ValueError(f"{path.name} is larger than {LIMIT >> 10} KiB")
-    return path.read_text(encoding="utf-8")
+def _name(said: Any) -> str:
+    """What a record calls one of its parts; exports are put into folders of these names."""
+    if not re.fullmatch(r"\w[\w.,@=+-]*", str(said)):
+        raise ValueError(f"{str(said)[:80]!r} is no name of a part")
+    return str(said)
 
 
 def _said(node: Any, words: Mapping[str, str]) -> Any:

@@ -1,10 +1,12 @@
 """What is exported is what was measured, in forms that others read; what is read back are settings, not orders."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +17,12 @@ from cells import NARROW, ROOT, attacks, build, choices, composed
 from PIL import Image
 from safetensors.torch import load_file
 
-from bench import export, parts, stored
+from bench import export, parts, stored, victim
+from bench.attacks.badnets import BadNets
 from bench.checkpoints import read
 from bench.data import ImageSet
 from bench.errors import UserError
+from bench.files import digest
 from bench.metrics import Exam, evaluate
 from bench.models import normalised
 from bench.run import composed as typed
@@ -160,6 +164,101 @@ def test_what_cannot_be_exported_is_one_sentence(cell, backdoor, runs, tmp_path,
     with pytest.raises(UserError, match=r"this repair gives right \d+ and not \d+ as on record"):
         export.export(moved, "torch", tmp_path / "out")
     assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".tmp-*"))
+
+
+def test_nothing_is_trained_for_a_look(cell, backdoor, tmp_path, monkeypatch):
+    """What is damaged is named, with the command that makes it again; a clean model that is gone is not missed."""
+
+    def train(*_, **__):
+        raise AssertionError("trained")
+
+    monkeypatch.setattr(victim, "fit", train)
+    found = stored.find(cell)
+    found.settings["gate"]["max_drop"] = 5.0
+    assert stored.open_scene(found).clean is None
+    monkeypatch.setattr(BadNets, "needs_clean", True)
+    assert stored.open_scene(stored.find(backdoor)).clean is None
+    copy = tmp_path / "runs/backdoors" / backdoor.relative_to(backdoor.parents[3])
+    moved = tmp_path / "runs/digits/vgg5/badnets/clp" / cell.name
+    shutil.copytree(backdoor, copy)
+    shutil.copytree(cell, moved)
+    content = bytearray((copy / "model.safetensors").read_bytes())
+    content[-9] ^= 1
+    (copy / "model.safetensors").write_bytes(content)
+    words = f"python bench/run.py dataset=digits model=vgg5 attack=badnets defense=none seed=2 save=true runs={tmp_path}/runs"
+    for folder in (copy, moved):
+        with pytest.raises(UserError, match=rf"s2-\w+ is damaged: the sha256 of model.safetensors .* {words},"):
+            stored.open_scene(stored.find(folder))
+    assert (copy / "model.safetensors").read_bytes() == content, "it stays for who may train"
+
+
+@pytest.mark.parametrize("name", ["../../../../../victim/.config", "..", "a/b", "", "/etc", ".ssh", "a\nb", 5.5])
+def test_a_record_does_not_say_where_to_write(name, cell, runs, tmp_path):
+    changed = cell.with_name("s2-named")
+    shutil.copytree(cell, changed, dirs_exist_ok=True)
+    record = json.loads((cell / "record.json").read_text())
+    (changed / "record.json").write_text(json.dumps(record | {"defense": [name] if name == 5.5 else name}))
+    with pytest.raises(UserError, match="is no name of a part"):
+        export.export(changed, "torch")
+
+
+@pytest.mark.parametrize("place", ["/proc/nope/x", "FILE/x"])
+def test_a_place_that_cannot_be_written_is_one_sentence(place, backdoor, tmp_path, capsys):
+    (tmp_path / "FILE").touch()
+    into = place.replace("FILE", str(tmp_path / "FILE"))
+    assert export.main([str(backdoor), "--format", "torch", "--into", into]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {into} cannot be written: ") and said.count("\n") == 1
+
+
+NINE = "\n".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 10))
+STRANGE = {
+    "an alias of itself": "zz: &a [*a]",
+    "aliases of aliases": f"a0: &a0 [x, x, x, x, x, x, x, x, x]\n{NINE}",
+    "deep": "zz: " + "[" * 5000,
+    "a number for the model": "model: 5",
+    "a word for the data set": "dataset: digits",
+    "no mapping": None,
+}
+
+
+@pytest.mark.parametrize("what", [*STRANGE, "a pipe", "large"])
+def test_a_strangers_cell_is_read_as_data(what, cell, tmp_path):
+    """In a moment, and refused in one sentence."""
+    theirs = tmp_path / "runs/digits/vgg5/badnets/clp" / cell.name
+    shutil.copytree(cell, theirs)
+    file = theirs / ".hydra/config.yaml"
+    if what == "a pipe":
+        file.unlink()
+        os.mkfifo(file)
+    elif what == "no mapping":
+        file.write_text("[1, 2]")
+    else:
+        said = STRANGE.get(what) or "zz: " + "x" * (1 << 17)
+        file.write_text(re.sub(rf"(?m)^{said.partition(':')[0]}:.*\n(  .*\n)*", "", file.read_text()) + said + "\n")
+    started = time.monotonic()
+    with pytest.raises(UserError, match="is no finished cell of the bench: ") as caught:
+        stored.find(theirs)
+    assert time.monotonic() - started < 5 and len(str(caught.value)) < 500 and "\n" not in str(caught.value)
+
+
+def test_a_strangers_card_imports_nothing(backdoor, tmp_path, monkeypatch):
+    """Whoever can write a card can write its digest as well."""
+    copy = tmp_path / "runs/backdoors/digits/vgg5/badnets" / backdoor.name
+    shutil.copytree(backdoor, copy)
+    card = json.loads((copy / "card.json").read_text())
+    card["from"]["dataset"]["_target_"] = "payload_of_theirs.Thing"
+    digests = {key: value for key, value in card["sha256"].items() if key != "card"}
+    card["sha256"] = digests | {"card": digest(card | {"sha256": digests})}
+    (copy / "card.json").write_text(json.dumps(card))
+    (tmp_path / "payload_of_theirs.py").write_text("raise SystemExit")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match="none of the bench's own parts"):
+        stored.find(copy)
+    (copy / "model.safetensors").unlink()
+    os.mkfifo(copy / "model.safetensors")
+    with pytest.raises(UserError, match="model.safetensors is no ordinary file"):
+        stored.find(copy)
 
 
 @pytest.mark.parametrize(
