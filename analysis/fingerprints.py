@@ -3,7 +3,7 @@
 A module's fingerprint is blind to comments, docstrings, layout, annotations and the words of errors. fingerprints.json lists, for
 each module that shapes a number, the revision it is at and the fingerprints that mean the same under it, the first one
 first. A record keeps, for each part it was made with, one fingerprint of all modules which that part rests on; there the
-first stands for all that mean the same.
+first stands for all that mean the same. So does the card of a stored model, and a record takes up what its models' cards say.
 
     python -m analysis.fingerprints           what changed; takes up what is new, or was counted up in analysis/revisions.py
     python -m analysis.fingerprints --same    what changed means the same as before: the results are, to the last bit
@@ -28,6 +28,8 @@ ROOT = Path(__file__).parent.parent
 LIST = Path(__file__).with_name("fingerprints.json")
 SHARED = "bench.scene"
 """What all cells rest on besides their parts: how a model is trained, handed over and examined."""
+UNKNOWN = "unknown"
+"""In place of a fingerprint: a model's card is older than fingerprints in cards."""
 POINT = "analysis.operating_point"
 NUMBERLESS = {f"bench.{name}" for name in (
     "archives", "board", "checkpoints", "cli", "companions", "compiling", "config", "errors", "faults", "files", "machine",
@@ -111,14 +113,30 @@ def stated(config: Mapping[str, Any]) -> str:
     return " ".join(f"{name}={fingerprint(name)}" for name in sorted(names | {SHARED}))
 
 
+def of_model(config: Mapping[str, Any]) -> str:
+    """For the card of a stored model: of all that it was made with."""
+    return stated({key: config[key] for key in ("dataset", "model", "attack", "train")})
+
+
+def joined(now: str, cards: Iterable[Mapping[str, Any]]) -> str:
+    """For the record of a cell: the code it ran with, and that which the models were made with that it rests on.
+
+    A part of both stands there twice if it changed in between. What made a model whose card does not say so is unknown.
+    """
+    made = (card["made"].get("fingerprints") or f"{SHARED}={UNKNOWN}" for card in cards)
+    return " ".join(sorted({word for said in (now, *made) for word in said.split()}))
+
+
 def suspect(record: Mapping[str, Any]) -> str | None:
     """Which parts a record was made with that have other code now, at the same revision; None if none are known to."""
-    changed = []
+    changed = set()
     for word in str(record.get("fingerprints") or "").split():
         name, _, mark = word.partition("=")
-        if re.fullmatch(r"bench(\.[a-z0-9_]+)+", name) and source(name).is_file() and fingerprint(name) != mark:
-            changed.append(name)
-    return f"the code of {', '.join(changed)} was another when it ran" if changed else None
+        if mark == UNKNOWN or not re.fullmatch(r"bench(\.[a-z0-9_]+)+", name) or not source(name).is_file():
+            continue
+        if fingerprint(name) != mark:
+            changed.add(name)
+    return f"the code of {', '.join(sorted(changed))} was another when it ran" if changed else None
 
 
 # -- the list -----------------------------------------------------------------------------------------------------------

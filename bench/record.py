@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from analysis.fingerprints import joined
 from analysis.operating_point import SENTENCES, choose
 from analysis.revisions import stated
 from bench import PROTOCOL, cell
@@ -66,12 +67,18 @@ def cost(scores: Scores | None, repair: float, total: float) -> dict[str, Any]:
     return {"channels": channels, "seconds": repair, "seconds_curve": total - repair}
 
 
-def origin(backdoor: Backdoor, settings: Mapping[str, Any], repeat: str) -> dict[str, Any]:
-    """What a second run can be held against: revisions, digests of weights and predictions, and how equal it will be."""
+def origin(
+    backdoor: Backdoor, clean: Clean | None, settings: Mapping[str, Any], code: str, repeat: str
+) -> dict[str, Any]:
+    """What a second run can be held against: revisions, digests of weights and predictions, and how equal it will be.
+
+    `code`: the fingerprints of what this cell itself ran; those of what made its models come from their cards.
+    """
     stored = backdoor.card["sha256"]
+    prints = joined(code, [backdoor.card, *([clean.card] if clean else [])])
     digests = {f"digest_{part}": stored.get(f"{part}.safetensors") for part in ("model", "trigger")}
     digests["digest_predictions"] = backdoor.card.get("predictions")
-    return {"revisions": stated(settings), "repeat": repeat} | digests
+    return {"fingerprints": prints, "revisions": stated(settings), "repeat": repeat} | digests
 
 
 def write(folder: Path, record: dict[str, Any], curve: Sequence[Mapping[str, Any]], scores: Scores | None) -> None:

@@ -89,8 +89,8 @@ def run(cfg: DictConfig, settings: dict, folder: Path, names: Mapping) -> dict:
     result |= record.points(made.rows, before, made.select_before, cfg.selection)
     result |= made.images | backdoor.card["poison"] | {"seconds_backdoor": backdoor.card["made"]["seconds"]}
     result |= record.cost(made.scores, made.seconds, made.total) | machine.environment(stage.device)
-    precision = settings["train"].get("precision", "fp32")
-    result |= record.origin(backdoor, settings, verdict(stage.attack, backdoor, stage.data.train, precision))
+    repeat = verdict(stage.attack, backdoor, stage.data.train, settings["train"].get("precision", "fp32"))
+    result |= record.origin(backdoor, stage.clean, settings, identity["fingerprints"], repeat)
     if made.chosen:
         result |= dense.leave(folder / "dense", made.chosen.model, stage.data.shape) if cfg.make_dense else {}
         result |= check.columns(stage, made.chosen) if check else {}

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from analysis import fingerprints
 from bench import config, machine, shelf, store, tac
 from bench.attacks.base import Attack, Backdoor, Lab
 from bench.attacks.none import NoAttack
@@ -57,6 +58,7 @@ class Bench:
         blank = Backdoor(normalised(network, data.mean, data.std).to(self.device), attack.trigger.to(self.device))
 
         def train(new: Backdoor) -> dict[str, Any]:
+            code = fingerprints.of_model(settings)  # of now: files may change while it trains
             keep = Keep(shelf.part(folder), settings.get("checkpoint"), self.device)
             learn = partial(fit, plan=self.plan, seed=stream(seed, "training"), augment=data.augment, keep=keep)
             if file := config.weights(settings):
@@ -65,7 +67,7 @@ class Bench:
             facts = {} if file and not attack.elsewhere else attack.inject(new.model, data, lab)
             exam = Exam.of(data.test, new.trigger)
             made = {"seconds": keep.seconds, "interruptions": keep.interruptions, "exact": keep.exact}
-            made |= machine.environment(self.device)
+            made |= machine.environment(self.device) | {"fingerprints": code}
             first = new.trigger.chosen(data.test).nonzero().flatten()[:SAMPLES]
             new.samples = {"original": data.test.x[first], "triggered": exam.triggered.x[:SAMPLES]}
             told = predict(new.model, exam.images)

@@ -257,7 +257,7 @@ def test_a_strangers_card_imports_nothing(backdoor, tmp_path, monkeypatch):
         stored.find(copy)
     (copy / "model.safetensors").unlink()
     os.mkfifo(copy / "model.safetensors")
-    with pytest.raises(UserError, match="model.safetensors is no ordinary file"):
+    with pytest.raises(UserError, match=r"model\.safetensors is no ordinary file"):
         stored.find(copy)
 
 

@@ -4,8 +4,10 @@ import ast
 import json
 
 import pytest
+from test_bench import QUICK, bench, records
 
 from analysis import fingerprints, revisions
+from bench import files
 
 CODE = """
 def draw(count: int) -> float:
@@ -80,6 +82,38 @@ def test_a_change_is_suspect_until_somebody_says_that_it_means_the_same(small, m
     assert command() == 0, "it was counted up"
     assert len(json.loads(fingerprints.LIST.read_text())["bench.shared"]) == 2
     assert command() == 0 and fingerprints.suspect(record)
+
+
+def test_a_record_does_not_vouch_for_code_that_did_not_make_its_model(small):
+    """Of a model made by older code the card says so; a card that says nothing makes it unknown, which is not suspect."""
+    shared, command = small
+    config = dict.fromkeys(("dataset", "model", "train"), {}) | {"attack": {"_target_": "bench.attacks.one.One"}}
+    cards = [{"made": {"fingerprints": fingerprints.of_model(config)}}, {"made": {}}]
+    assert "bench.attacks.one=" in cards[0]["made"]["fingerprints"]
+    shared.write_text(shared.read_text().replace("0.5", "0.7"))
+    command()
+    record = {"fingerprints": fingerprints.joined(fingerprints.stated(config), cards)}
+    words = record["fingerprints"].split()
+    assert sum(word.startswith("bench.attacks.one=") for word in words) == 2 and "bench.scene=unknown" in words
+    assert fingerprints.suspect(record) == "the code of bench.attacks.one was another when it ran"
+    new = {"fingerprints": fingerprints.joined(fingerprints.stated(config), cards[1:])}
+    assert fingerprints.suspect(new) is None
+
+
+def test_a_cell_on_an_older_backdoor_says_which_code_made_that(tmp_path):
+    """As when the attack changed between two cells: both are suspect."""
+    assert bench("defense=none", *QUICK, f"runs={tmp_path}")[0] == 0
+    (path,) = tmp_path.glob("backdoors/*/*/badnets/*/card.json")
+    card = json.loads(path.read_text())
+    own = fingerprints.fingerprint("bench.attacks.badnets")
+    assert f"bench.attacks.badnets={own}" in card["made"]["fingerprints"].split()
+    card["made"]["fingerprints"] = card["made"]["fingerprints"].replace(own, "0123456789ab")
+    digests = {name: value for name, value in card["sha256"].items() if name != "card"}
+    path.write_text(json.dumps(card | {"sha256": digests | {"card": files.digest(card | {"sha256": digests})}}))
+    assert bench("defense=clp", *QUICK, f"runs={tmp_path}")[0] == 0
+    first, later = sorted(records(tmp_path), key=lambda record: record["defense"], reverse=True)
+    assert fingerprints.suspect(first) is None
+    assert fingerprints.suspect(later) == "the code of bench.attacks.badnets was another when it ran"
 
 
 def test_names_in_a_record_are_no_paths():
