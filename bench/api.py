@@ -88,11 +88,12 @@ def evaluate(model: nn.Module, on: Victim | Exam | Images) -> Metrics:
 
     `model` takes images in [0, 1] and is left in eval mode.
     """
-    if isinstance(on, Victim):
-        return metrics.evaluate(model, on.exam)
-    if isinstance(on, Exam):
-        return metrics.evaluate(model, on)
+    if isinstance(on, Victim | Exam):
+        exam = on.exam if isinstance(on, Victim) else on
+        _classes(model, exam.clean)
+        return metrics.evaluate(model, exam)
     images = _images(on)
+    _fit(images, _classes(model, images))
     nothing = images[torch.empty(0, dtype=torch.int64)]
     return metrics.evaluate(model, Exam(images, nothing, nothing.y))
 
@@ -124,22 +125,27 @@ def repair(
     """
     method = _defense(defense, settings, preset) if isinstance(defense, str) else defense
     images, held = _images(clean), None if select is None else _images(select)
+    mix = None if poisoned is None else _images(poisoned)
     needs: dict[str, object] = {"poisoned": poisoned, "trigger": trigger}
     if needs.get(method.needs, True) is None:
         raise UserError(f"this defence needs {method.needs}: hand it over by that name.")
     rule = rule or ("fixed" if held is None else "clean_drop")
     if rule not in ("fixed", "clean_drop") or (held is None and rule != "fixed"):
         raise UserError(f"rule={rule} must be fixed, or clean_drop with images to `select` by.")
+    classes = _classes(model, images)
+    for part in (images, held, mix):
+        if part is not None:
+            _fit(part, classes, images)
     channels, height, width = images.x.shape[1:]
     with torch.random.fork_rng():
         torch.manual_seed(stream(seed, "defense"))
         view = Defender(
             images if method.needs != "nothing" else images[torch.empty(0, dtype=torch.int64)],
             (channels, height, width),
-            _classes(model, images),
+            classes,
             augment or Augment(),
             stream(seed, "defender"),
-            None if poisoned is None else _images(poisoned),
+            mix,
             trigger,
         )
         repaired = method.repair(model, view)
@@ -168,7 +174,12 @@ def _defense(name: str, settings: Sequence[str], preset: str | None) -> Defense:
 
 
 def _images(given: Images) -> ImageSet:
-    x, y = (given.x, given.y) if isinstance(given, ImageSet) else given
+    try:
+        x, y = (given.x, given.y) if isinstance(given, ImageSet) else given
+    except (TypeError, ValueError) as error:
+        raise UserError("images must be an ImageSet, or a pair of images and labels.") from error
+    if not (isinstance(x, Tensor) and isinstance(y, Tensor)):
+        raise UserError(f"images and labels must be tensors, not {type(x).__name__} and {type(y).__name__}.")
     if x.dtype != torch.uint8 or x.ndim != 4 or y.dtype != torch.int64 or y.shape != x.shape[:1]:
         raise UserError(
             f"images must be uint8 [N, C, H, W] with labels int64 [N], not {x.dtype} {list(x.shape)} with {y.dtype} "
@@ -179,6 +190,26 @@ def _images(given: Images) -> ImageSet:
 
 @torch.no_grad()
 def _classes(model: nn.Module, images: ImageSet) -> int:
+    """How many logits the model makes of such images."""
     if len(images) == 0:
-        raise UserError("there must be at least one clean image, if only for the defence to know their size.")
-    return model.eval()(to_unit(images.x[:2])).shape[1]
+        raise UserError("there must be at least one clean image, if only to know their size.")
+    try:
+        logits = model.eval()(to_unit(images.x[:2]))
+        classes = logits.shape[1]
+    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
+        why = str(error).strip().partition("\n")[0]
+        raise UserError(
+            f"the model cannot take images of {list(images.x.shape[1:])} and make logits of them: {why}"
+        ) from error
+    return int(classes)
+
+
+def _fit(images: ImageSet, classes: int, like: ImageSet | None = None) -> None:
+    """Raises UserError for no images, others than those that the model was tried with, or labels that it has no logits for."""
+    if len(images) == 0:
+        raise UserError("there must be at least one image, also to `select` by and among the `poisoned`.")
+    if like is not None and images.x.shape[1:] != like.x.shape[1:]:
+        raise UserError(f"images of {list(images.x.shape[1:])} do not go with clean ones of {list(like.x.shape[1:])}.")
+    low, high = (int(bound) for bound in images.y.aminmax())
+    if low < 0 or high >= classes:
+        raise UserError(f"labels go from {low} to {high}, but the model has classes 0 to {classes - 1}.")

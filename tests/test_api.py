@@ -8,6 +8,8 @@ import sys
 import pytest
 import torch
 from cells import ROOT
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 
 from bench.api import evaluate, load_backdoor, repair
 from bench.errors import UserError
@@ -69,9 +71,39 @@ def test_what_does_not_fit_is_one_sentence(victim):
         ({"defense": "clp", "rule": "clean_drop"}, "rule=clean_drop must be fixed"),
         ({"defense": "clp", "rule": "oracle", "select": held}, "rule=oracle must be fixed"),
         ({"defense": "clp", "clean": (torch.rand(2, 3, 16, 16), torch.tensor([0, 1]))}, "images must be uint8"),
+        ({"defense": "clp", "select": held[torch.arange(0)]}, "at least one image, also to `select` by"),
+        (
+            {"defense": "ft", "clean": (clean.x, clean.y + 5)},
+            r"labels go from 5 to 14, but the model has classes 0 to 9",
+        ),
+        ({"defense": "clp", "select": (held.x, held.y - 1)}, "labels go from -1 to"),
+        ({"defense": "clp", "select": (held.x[:, :1], held.y)}, "do not go with clean ones"),
+        ({"defense": "clp", "clean": (clean.x, clean.y.tolist())}, "must be tensors, not Tensor and list"),
+        ({"defense": "clp", "clean": clean.x}, "or a pair of images and labels"),
+        ({"defense": "clp", "clean": (clean.x[:, :2], clean.y)}, r"cannot take images of \[2, 16, 16\]"),
+    ):
+        with pytest.raises(UserError, match=said) as caught:
+            repair(victim.model, **({"clean": clean} | words))
+        assert "\n" not in str(caught.value)
+    for on, said in (
+        (clean[torch.arange(0)], "at least one clean image"),
+        ((clean.x, clean.y + 10), "labels go from 10"),
+        ((clean.x[:, :2], clean.y), "cannot take images"),
     ):
         with pytest.raises(UserError, match=said):
-            repair(victim.model, **({"clean": clean} | words))
+            evaluate(victim.model, on)
+
+
+def test_a_program_of_hydras_may_repair(victim):
+    """It keeps its own Hydra, as it was."""
+    clean, held = victim.clean_images(20, 20)
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        theirs = GlobalHydra.instance().hydra
+        assert theirs is not None and repair(victim.model, "clp", clean, held).curve
+        assert GlobalHydra.instance().hydra is theirs
+        with pytest.raises(UserError):
+            repair(victim.model, "clqp", clean)
+        assert GlobalHydra.instance().hydra is theirs
 
 
 def test_defences_with_other_needs(victim):
