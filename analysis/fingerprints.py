@@ -17,7 +17,7 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -32,9 +32,9 @@ UNKNOWN = "unknown"
 """In place of a fingerprint: a model's card is older than fingerprints in cards."""
 POINT = "analysis.operating_point"
 NUMBERLESS = {f"bench.{name}" for name in (
-    "archives", "board", "checkpoints", "cli", "companions", "compiling", "config", "errors", "faults", "files", "machine",
-    "naming", "parts", "pickles", "pieces", "progress", "rebuilt", "repeat", "resume", "shelf", "store", "tracking", "trust",
-    "turn", "upkeep",
+    "archives", "board", "checkpoints", "cli", "companions", "compiling", "config", "doctor", "errors", "faults", "files",
+    "machine", "naming", "parts", "pickles", "pieces", "progress", "rebuilt", "repeat", "resume", "shelf", "store", "tracking",
+    "trust", "turn", "upkeep",
 )}  # fmt: skip
 """Modules that move bytes, say words or guard, and shape no number. All others count, new ones too."""
 SILENT = {"annotation", "returns", "type_comment", "type_ignores", "type_params", "kind", "ctx"}

@@ -20,6 +20,8 @@ from bench.errors import UserError
 log = logging.getLogger(__name__)
 
 SCHEMA = 1
+TABLES = ("curve", "scores", "layers")
+"""The CSV files beside a record, whose digests are in it."""
 
 
 def read(folder: Path, mine: bool = False, beside: Sequence[str] = ()) -> dict[str, Any] | None:
@@ -34,6 +36,8 @@ def read(folder: Path, mine: bool = False, beside: Sequence[str] = ()) -> dict[s
         found = json.loads(schema.read_text(path, schema.RECORD_LIMIT))
         if found["schema"] != SCHEMA:
             raise ValueError(f"its schema is {found['schema']}, this version writes {SCHEMA}")
+        if found.get("digest_record", seal := seal_of(found)) != seal:
+            raise ValueError("it is not as it was written")
         if not one_cell(found).isprintable():
             raise ValueError("a name in it is not printable")
         return dict(found)
@@ -107,9 +111,16 @@ def finish(folder: Path, beside: Mapping[str, str], record: Mapping[str, Any]) -
     files.write_all(folder, beside, unless=path)
     above = folder.absolute().parents[:5]  # Hydra made the folder, and those above it up to `runs`
     files.settle(*(parent for parent in above if os.access(parent, os.R_OK)))
-    found = {f"digest_{name}": folder / f"{name}.csv" for name in ("curve", "scores")}
+    found = {f"digest_{name}": folder / f"{name}.csv" for name in TABLES}
     digests = {name: files.sha256(place) for name, place in found.items() if place.exists()}
-    return files.publish(path, json.dumps({**record, **digests}, indent=1, allow_nan=False) + "\n")
+    whole = {**record, **digests}
+    whole["digest_record"] = seal_of(whole)
+    return files.publish(path, json.dumps(whole, indent=1, allow_nan=False) + "\n")
+
+
+def seal_of(record: Mapping[str, Any]) -> str:
+    """The digest of all else that is in a record."""
+    return files.digest({key: value for key, value in record.items() if key != "digest_record"})
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from bench import backdoorbench, config, stored
 from bench.backdoorbench import weights
 from bench.errors import UserError
 from bench.metrics import Metrics, evaluate
+from bench.purified import names
 from bench.scene import Scene
 
 SMALL = 1_000_000
@@ -63,13 +64,13 @@ def _place(found: stored.Found, form: str) -> Path:
 def _safetensors(new: Path, to: Path, found: stored.Found, stage: Scene, repaired: nn.Module | None) -> list[str]:
     model = repaired or stage.backdoor.model
     save_file(weights(model), new / "model.safetensors")
-    return _describe(new, found, stage, model)
+    return _describe(new, found, stage, model, names(model, stage.backdoor.model))
 
 
 def _torch(new: Path, to: Path, found: stored.Found, stage: Scene, repaired: nn.Module | None) -> list[str]:
     model = repaired or stage.backdoor.model
     torch.save(weights(model), new / "model.pt")
-    return _describe(new, found, stage, model)
+    return _describe(new, found, stage, model, names(model, stage.backdoor.model))
 
 
 def _onnx(new: Path, to: Path, found: stored.Found, stage: Scene, repaired: nn.Module | None) -> list[str]:
@@ -129,8 +130,13 @@ def _computed(path: Path, images: Tensor, parameters: int) -> tuple[str, Tensor]
     return "onnxruntime", torch.from_numpy(logits)
 
 
-def _describe(new: Path, found: stored.Found, stage: Scene, model: nn.Module) -> list[str]:
-    """model.json: what one must know to use the weights. Returns a sentence with the metrics."""
+def _describe(
+    new: Path, found: stored.Found, stage: Scene, model: nn.Module, named: Mapping[str, Any] | None = None
+) -> list[str]:
+    """model.json: what one must know to use the weights. Returns a sentence with the metrics.
+
+    `named`: what `bench.purified.names` says of them, where they are to be loaded by their names.
+    """
     metrics = evaluate(model.to(stage.device), stage.exam)
     data = stage.data
     facts: dict[str, Any] = {
@@ -142,9 +148,10 @@ def _describe(new: Path, found: stored.Found, stage: Scene, model: nn.Module) ->
         "mean": list(data.mean),
         "std": list(data.std),
         "metrics": vars(metrics),
+        **(named or {}),
     }
     (new / "model.json").write_text(json.dumps(facts, indent=1) + "\n")
-    return [_sentence("the model", metrics)]
+    return [_sentence("the model", metrics), *([f"model.json says more: {named['note']}"] if named else [])]
 
 
 def _sentence(what: str, metrics: Metrics) -> str:
@@ -155,6 +162,11 @@ def _sentence(what: str, metrics: Metrics) -> str:
 
 
 def _backdoorbench(new: Path, to: Path, found: stored.Found, stage: Scene, repaired: nn.Module | None) -> list[str]:
+    if repaired is not None and names(repaired, stage.backdoor.model):
+        raise UserError(
+            f"{found.names['defense']} put layers into the network, which defense_result.pt cannot hold: take "
+            "--format safetensors, or export the stored backdoor itself."
+        )
     said = backdoorbench.write(new, to.name, found.names, stage, repaired)
     return [_sentence("the backdoored model", stage.before), *said]
 

@@ -209,6 +209,11 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def digest_of(content: str | bytes) -> str:
+    """The sha256 of a file with this content."""
+    return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()
+
+
 def digest(material: Any) -> str:
     """sha256 of plain data as canonical JSON: independent of key order, and 5.0 counts as 5."""
 

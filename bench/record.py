@@ -14,10 +14,11 @@ from analysis.fingerprints import joined
 from analysis.operating_point import SENTENCES, choose
 from analysis.revisions import stated
 from bench import PROTOCOL, cell
-from bench.attacks.base import Backdoor
 from bench.curve import COLUMNS
 from bench.metrics import Metrics, der
 from bench.pruning import Scores
+from bench.repeat import verdict
+from bench.scene import Scene
 from bench.store import Clean
 
 log = logging.getLogger(__name__)
@@ -67,17 +68,17 @@ def cost(scores: Scores | None, repair: float, total: float) -> dict[str, Any]:
     return {"channels": channels, "seconds": repair, "seconds_curve": total - repair}
 
 
-def origin(
-    backdoor: Backdoor, clean: Clean | None, settings: Mapping[str, Any], code: str, repeat: str
-) -> dict[str, Any]:
-    """What a second run can be held against: revisions, digests of weights and predictions, and how equal it will be.
+def origin(stage: Scene, code: str) -> dict[str, Any]:
+    """What a second run can be held against: code, revisions, digests of weights and predictions, and how equal it will be.
 
     `code`: the fingerprints of what this cell itself ran; those of what made its models come from their cards.
     """
+    backdoor, settings = stage.backdoor, stage.settings
     stored = backdoor.card["sha256"]
-    prints = joined(code, [backdoor.card, *([clean.card] if clean else [])])
     digests = {f"digest_{part}": stored.get(f"{part}.safetensors") for part in ("model", "trigger")}
     digests["digest_predictions"] = backdoor.card.get("predictions")
+    prints = joined(code, [backdoor.card, *([stage.clean.card] if stage.clean else [])])
+    repeat = verdict(stage.attack, backdoor, stage.data.train, settings["train"].get("precision", "fp32"))
     return {"fingerprints": prints, "revisions": stated(settings), "repeat": repeat} | digests
 
 

@@ -65,7 +65,6 @@ def main(cfg: DictConfig) -> dict[str, str]:
 def run(cfg: DictConfig, settings: dict, folder: Path, names: Mapping) -> dict:
     """The pipeline. `settings`: cfg as plain data; `names`: what was chosen for each config group. Returns the record."""
     from bench import dense, machine, purified, record  # these take seconds to load; a finished cell needs none of them
-    from bench.repeat import verdict
     from bench.scene import repair, scene
 
     # compose: every part that can be wrong is built before anything is trained
@@ -89,22 +88,23 @@ def run(cfg: DictConfig, settings: dict, folder: Path, names: Mapping) -> dict:
     result |= record.points(made.rows, before, made.select_before, cfg.selection)
     result |= made.images | backdoor.card["poison"] | {"seconds_backdoor": backdoor.card["made"]["seconds"]}
     result |= record.cost(made.scores, made.seconds, made.total) | machine.environment(stage.device)
-    repeat = verdict(stage.attack, backdoor, stage.data.train, settings["train"].get("precision", "fp32"))
-    result |= record.origin(backdoor, stage.clean, settings, identity["fingerprints"], repeat)
+    result |= record.origin(stage, identity["fingerprints"])
     if made.chosen:
-        result |= dense.leave(folder / "dense", made.chosen.model, stage.data.shape) if cfg.make_dense else {}
+        result |= purified.leave(folder, made.chosen, stage, cfg.make_dense, config.saves(settings))
         result |= check.columns(stage, made.chosen) if check else {}
-        if config.saves(settings):
-            purified.leave(folder, made.chosen)
     record.write(folder, result, made.rows, made.scores)
     tracker.log(folder, settings, result, made.rows, made.scores)
     return result
 
 
 def composed(*words: str) -> dict:
-    """The settings that these words make on the command line, as plain data; for `bench.api`."""
-    with hydra.initialize(config_path="../conf", version_base="1.3"):
-        return plain(hydra.compose("config", [*words]))
+    """The settings that these words make on the command line, as plain data; for `bench.api`, in a program of Hydra's too."""
+    theirs, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
+    try:
+        with hydra.initialize(config_path="../conf", version_base="1.3"):
+            return plain(hydra.compose("config", [*words]))
+    finally:
+        GlobalHydra.instance().hydra = theirs
 
 
 def plain(cfg: DictConfig) -> dict:

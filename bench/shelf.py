@@ -33,22 +33,22 @@ def obtain(folder: Path, doing: str, make: Callable[[], Card], fill: Callable[[P
     One process makes it, others wait for it (see `bench.turn`). What is damaged is set aside, named, and made anew; raises
     UserError if that is damaged too.
     """
-    if card := usable(folder):
-        return card
+    if found := usable(folder):
+        return found
     with turn(folder, doing):
-        if card := usable(folder):
-            return card
+        if found := usable(folder):
+            return found
         if folder.exists():
             log.warning("%s is damaged (%s); it is set aside as %s and made again.", folder, *aside(folder))
-        card = make()
+        made = make()
         faults.hit("shelf.made")
         try:
             with files.new_folder(folder) as new:
                 fill(new)
                 faults.hit("shelf.filled")
-                card["sha256"] = {path.name: files.sha256(path) for path in sorted(new.iterdir())}
-                card["sha256"]["card"] = files.digest(card)
-                files.write(new / "card.json", json.dumps(card, indent=1) + "\n")
+                made["sha256"] = {path.name: files.sha256(path) for path in sorted(new.iterdir())}
+                made["sha256"]["card"] = files.digest(made)
+                files.write(new / "card.json", json.dumps(made, indent=1) + "\n")
         except OSError:
             if not usable(folder):  # else somebody, where the lock does not reach, was faster
                 raise
@@ -68,8 +68,8 @@ def part(folder: Path) -> Path:
 def stated(folder: Path) -> Card | None:
     """The card alone, if it is as it was written and what it names is there; the files' bytes are not looked at."""
     with suppress(Damaged):
-        card = _card(folder) if folder.exists() else None
-        return card if card and all((folder / name).exists() for name in card["sha256"]) else None
+        found = card(folder) if folder.exists() else None
+        return found if found and all((folder / name).exists() for name in found["sha256"]) else None
     return None
 
 
@@ -94,21 +94,22 @@ def verified(folder: Path) -> Card:
 
     A pipe or a device is not waited for.
     """
-    card = _card(folder)
+    found = card(folder)
     with damages():
-        for name, expected in card["sha256"].items():
+        for name, expected in found["sha256"].items():
             if Path(name).name != name or files.sha256(ordinary(folder / name)) != expected:
                 raise Damaged(f"the sha256 of {name} is not the one on its card")
-    return card
+    return found
 
 
-def _card(folder: Path) -> Card:
+def card(folder: Path, name: str = "card.json") -> Card:
+    """The card alone, which has a digest of its own. Raises Damaged, PermissionError."""
     with damages():
-        card = json.loads((ordinary(folder / "card.json")).read_text())
-        named = dict(card["sha256"])
-        if named.pop("card") != files.digest(card | {"sha256": named}):
+        found = json.loads(ordinary(folder / name).read_text())
+        named = dict(found["sha256"])
+        if named.pop("card") != files.digest(found | {"sha256": named}):
             raise Damaged("its card was changed")
-        return dict(card | {"sha256": named})
+        return dict(found | {"sha256": named})
 
 
 def ordinary(path: Path) -> Path:

@@ -14,6 +14,7 @@ from analysis.settings import CONFIG_LIMIT, mapping
 from bench import config, shelf, signatures, store
 from bench.errors import UserError
 from bench.parts import make, own
+from bench.purified import compare
 from bench.scene import Outcome, Scene, repair, scene
 
 Settings = dict[str, Any]
@@ -77,13 +78,7 @@ def run_again(found: Found, stage: Scene) -> Outcome:
         raise ValueError("a stored backdoor has no repair")
     outcome = repair(stage, make(found.settings["defense"]), keep=True)
     assert outcome.chosen is not None, "a curve has at least one row"
-    for column in ("right", "hit", "robust"):
-        then, now = found.record.get(column), outcome.chosen.row[column]
-        if then != now:
-            raise UserError(
-                f"{found.folder}: done again here, this repair gives {column} {now} and not {then} as on record; the same "
-                "machine and number of threads give the same numbers."
-            )
+    compare(found.folder, found.record, outcome.chosen.row)
     return outcome
 
 

@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import shutil
-import subprocess
 import sys
 import time
 import uuid
@@ -16,10 +15,11 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from bench import files, shelf
+from analysis import schema
+from bench import cell, files, shelf
+from bench.doctor import doctor
 
 DAY = 24 * 3600
-ROUNDS = 100
 
 
 def main(words: list[str] | None = None) -> int:
@@ -37,142 +37,100 @@ def main(words: list[str] | None = None) -> int:
                 "--delete", action="store_true", help="delete what is listed; without it nothing is touched"
             )
             act.add_argument("--damaged", action="store_true", help="what was set aside as damaged, too")
+        elif name == "verify":
+            act.add_argument(
+                "--aside", action="store_true", help="rename what is damaged, so that the next run makes it again"
+            )
     asked = parser.parse_args(words)
     if asked.act != "doctor" and not asked.runs.is_dir():
         print(f"error: {asked.runs} is no folder: say where the results are, with --runs DIR.", file=sys.stderr)
         return 1
     if asked.act == "gc":
         return gc(asked.runs, asked.delete, asked.damaged)
-    return doctor(asked.runs) if asked.act == "doctor" else verify(asked.runs)
-
-
-# -- doctor ------------------------------------------------------------------------------------------------------------
-def doctor(runs: Path) -> int:
-    """Prints a line for each thing that was tried; 1 if one of them makes the store unsafe here."""
-    unsafe = 0
-    try:
-        files.make_folder(runs)
-        room = runs / f".tmp-doctor-{uuid.uuid4().hex[:8]}"
-        room.mkdir()
-    except OSError as error:
-        print(f"BAD   cannot write to {runs}: {error.strerror}. Tables can still be made of what is there.")
-        return 1
-    try:
-        print(f"      {runs} is on {mount(runs)}, {shutil.disk_usage(runs).free / 2**30:.1f} GiB free")
-        for good, bad, fine in trials(room):
-            unsafe |= fine is False
-            print(f"ok    {good}" if fine else f"{'NOTE ' if fine is None else 'BAD  '} {bad}")
-    finally:
-        shutil.rmtree(room, ignore_errors=True)
-    return int(unsafe)
-
-
-def trials(room: Path) -> Iterator[tuple[str, str, bool | None]]:
-    """(what to say if it works, if it does not, whether it does; None: it does not, and the store is safe all the same)."""
-    started = time.perf_counter()
-    once = [files.publish(room / "once", text) for text in ("first", "second")]
-    each = 1000 * (time.perf_counter() - started) / 2
-    kept = once == [True, False] and (room / "once").read_text() == "first"
-    yield (
-        f"a result is never replaced; {each:.0f} ms to write one so that it lasts",
-        "a second result replaces a first",
-        kept,
-    )
-    try:
-        os.link(room / "once", room / "link")
-        linked: bool | None = True
-    except OSError:
-        linked = None
-    yield (
-        "hard links",
-        "no hard links: two processes that finish one cell at the same instant keep the later record",
-        linked,
-    )
-    (room / "full").mkdir()
-    (room / "full/file").touch()
-    (room / "other").mkdir()
-    try:
-        (room / "other").rename(room / "full")
-        whole = False
-    except OSError:
-        whole = True
-    yield "a model is never replaced", "renaming a folder replaces a full one", whole
-    overlaps = sum(contend(room))
-    yield (
-        f"locks: {2 * ROUNDS} turns of two processes, none at once",
-        f"locks do not work here ({overlaps} of {2 * ROUNDS} turns overlapped): work may be done twice; results stay whole",
-        True if overlaps == 0 else None,
-    )
-
-
-def contend(room: Path) -> list[int]:
-    """Two processes take turns; how often each found the other inside."""
-    code = f"import sys; from bench.upkeep import exclude; print(exclude(sys.argv[1], {ROUNDS}))"
-    words = [sys.executable, "-c", code, str(room.absolute())]
-    root = Path(__file__).parent.parent
-    quiet = subprocess.DEVNULL  # where there are no locks each says so in a traceback
-    pair = [subprocess.Popen(words, cwd=root, stdout=subprocess.PIPE, stderr=quiet, text=True) for _ in range(2)]
-    return [int(process.communicate(timeout=300)[0] or ROUNDS) for process in pair]
-
-
-def exclude(folder: str, rounds: int) -> int:
-    """Takes turns with whoever does the same in this folder, and counts how often somebody else was inside."""
-    inside, overlaps = Path(folder, "inside"), 0
-    for _ in range(rounds):
-        with FileLock(Path(folder, "lock"), poll_interval=0.001):
-            try:
-                inside.touch(exist_ok=False)
-                inside.unlink()
-            except (FileExistsError, FileNotFoundError):
-                overlaps += 1
-    return overlaps
-
-
-def mount(path: Path) -> str:
-    """The file system's type as Linux names it."""
-    try:
-        lines = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
-    except OSError:
-        return "an unknown file system"
-    here = path.resolve()
-    fits = [(len(where), kind) for _, where, kind, *_ in lines if here.is_relative_to(where)]
-    return max(fits)[1] if fits else "an unknown file system"
+    return doctor(asked.runs) if asked.act == "doctor" else verify(asked.runs, asked.aside)
 
 
 # -- verify ------------------------------------------------------------------------------------------------------------
-def verify(runs: Path) -> int:
-    """Reads every stored model and every record's files; 1 if something is not as it was written."""
+def verify(runs: Path, aside: bool = False) -> int:
+    """Reads every stored model, every record and the files with it; 1 if something is not as it was written.
+
+    `aside`: what is damaged is renamed, and with a record's file the record, so that the command which made it does so again.
+    """
     started, size, count, bad = time.perf_counter(), 0, 0, 0
     for path in walk(runs):
         if path.name not in ("card.json", "record.json") or ".damaged-" in str(path):
             continue
         count += 1
         size += sum(file.lstat().st_size for file in path.parent.iterdir() if file.is_file())
-        try:
-            if path.name == "card.json":
-                shelf.verified(path.parent)
-            else:
-                compare(path)
-        except (shelf.Damaged, OSError) as problem:
-            bad += 1
+        found = model(path.parent) if path.name == "card.json" else record(path.parent)
+        bad += bool(found)
+        for _, problem in found:
             print(f"damaged: {path.parent}: {problem}")
+        if found and aside:
+            set_aside(path.parent, {name for names, _ in found for name in names})
     seconds = max(time.perf_counter() - started, 1e-9)
     print(f"{count} models and records, {size / 1e6:.0f} MB at {size / 1e6 / seconds:.0f} MB/s; {bad} damaged")
-    if bad:
-        print("What is damaged is set aside and made again by the command that uses it.")
+    if bad and not aside:
+        print(
+            "A damaged model, or record.json, is set aside and made again by the command that uses it. For the other files "
+            "beside a record (or for all, now) give --aside; then run the cell's command again."
+        )
     return int(bad > 0)
 
 
-def compare(path: Path) -> None:
-    """Raises Damaged if a record cannot be read, or a file beside it is not the one it was written with."""
+Found = list[tuple[set[str], str]]
+"""What is damaged in a folder: each time what must go so that it is made again ("" is the folder), and what is wrong."""
+
+
+def model(folder: Path) -> Found:
     try:
-        record = json.loads(path.read_text())
-        named = {name: record.get(f"digest_{name}") for name in ("curve", "scores")}
-    except (ValueError, AttributeError) as error:
-        raise shelf.Damaged(f"record.json: {error}") from error
-    for name, expected in named.items():
-        if expected and files.sha256(path.with_name(f"{name}.csv")) != expected:
-            raise shelf.Damaged(f"{name}.csv is not the one that the record was written with")
+        shelf.verified(folder)
+    except (shelf.Damaged, OSError) as problem:
+        return [({""}, str(problem))]
+    return []
+
+
+def record(folder: Path) -> Found:
+    """A record, the tables that it was written with, and the weights of the repaired model, which have digests of their own."""
+    found: Found = []
+    try:
+        said = json.loads(schema.read_text(folder / "record.json", schema.RECORD_LIMIT))
+        named = {name: said.get(f"digest_{name}") for name in cell.TABLES}
+        if said.get("digest_record", seal := cell.seal_of(said)) != seal:
+            raise ValueError("it is not as it was written")
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        return [({"record.json"}, f"record.json: {error}")]
+    for file in (
+        f"{name}.csv" for name, expected in named.items() if expected and not same(folder / f"{name}.csv", expected)
+    ):
+        found.append(({"record.json", file}, f"{file} is not the one that the record was written with"))
+    if (folder / "purified.json").exists():
+        try:
+            digests = shelf.card(folder, "purified.json")["sha256"]
+        except (shelf.Damaged, OSError) as problem:
+            return [*found, ({"purified.json", "purified.safetensors"}, f"purified.json: {problem}")]
+        for file, expected in digests.items():
+            within = Path(file).parts and not Path(file).is_absolute() and ".." not in Path(file).parts
+            if within and not same(folder / file, expected):
+                gone = {file.partition("/")[0], "purified.safetensors"}
+                found.append((gone, f"{file} is not the one that was written with purified.json"))
+    return found
+
+
+def same(path: Path, expected: str) -> bool:
+    try:
+        return files.sha256(shelf.ordinary(path)) == expected
+    except (shelf.Damaged, OSError):
+        return False
+
+
+def set_aside(folder: Path, names: set[str]) -> None:
+    if not free(folder):
+        print(f"left as it is: {folder}: somebody is at it")
+        return
+    for path in sorted({folder / name for name in names}):
+        if os.path.lexists(path):
+            print(f"set aside as {files.set_aside(path)}")
 
 
 # -- gc ----------------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """What is exported is what was measured, in forms that others read; what is read back are settings, not orders."""
 
+import copy
 import json
 import os
 import re
@@ -16,11 +17,14 @@ import yaml
 from cells import NARROW, ROOT, attacks, build, choices, composed
 from PIL import Image
 from safetensors.torch import load_file
+from test_bench import bench
 
-from bench import export, parts, stored, victim
+from bench import export, parts, purified, stored, victim
 from bench.attacks.badnets import BadNets
 from bench.checkpoints import read
+from bench.chosen import Chosen
 from bench.data import ImageSet
+from bench.defenses.npd import insert
 from bench.errors import UserError
 from bench.files import digest
 from bench.metrics import Exam, evaluate
@@ -133,6 +137,51 @@ def test_training_images_stand_where_the_official_set_has_them(tmp_path):
     for row, place in enumerate(data.places.tolist()):
         assert data.train.x[row].equal(torch.from_numpy(np.array(Image.open(files[place]))).permute(2, 0, 1))
     assert len(data.places) == 30
+
+
+def test_weights_with_names_of_their_own_say_so(tmp_path, cell, caplog):
+    """NPD puts layers in: what is written says where, and how it is loaded; a form that cannot hold it is refused."""
+    found = stored.find(cell)
+    stage = stored.open_scene(found)
+    polarised = copy.deepcopy(stage.backdoor.model)
+    insert(polarised, None)
+    assert purified.names(stage.backdoor.model, stage.backdoor.model) == {}
+    said = export._safetensors(tmp_path, tmp_path, found, stage, polarised)
+    facts = json.loads((tmp_path / "model.json").read_text())
+    (place, what), = facts["changed"].items()  # fmt: skip
+    assert "Conv2d" in what and "BatchNorm2d" in what and place in facts["note"] and facts["note"] in said[1]
+    plain = network(tmp_path)
+    with pytest.raises(RuntimeError):
+        plain.load_state_dict(load_file(tmp_path / "model.safetensors"))
+    old = plain.get_submodule(place)
+    mix = torch.nn.Conv2d(old.in_channels, old.in_channels, 1, bias=False)
+    plug = torch.nn.Sequential(mix, torch.nn.BatchNorm2d(old.in_channels))
+    plain.set_submodule(place, torch.nn.Sequential(plug, old))
+    plain.load_state_dict(load_file(tmp_path / "model.safetensors"))
+    with pytest.raises(UserError, match="clp put layers into the network, which defense_result"):
+        export._backdoorbench(tmp_path, tmp_path, found, stage, polarised)
+    row = dict.fromkeys(purified.COUNTS, 1)
+    purified.leave(tmp_path / "new", Chosen(polarised, row, None), stage, False, True)
+    assert json.loads((tmp_path / "new/purified.json").read_text())["changed"] == facts["changed"]
+    assert facts["note"] in caplog.text
+
+
+def test_purified_weights_go_with_the_record_or_are_not_written(runs, cell, tmp_path):
+    """`save=true` on a finished cell repairs again."""
+    copied = tmp_path / "runs"
+    shutil.copytree(runs, copied)
+    folder = copied / cell.relative_to(runs)
+    words = ["attack=badnets", "defense=clp", *QUICK, f"runs={copied}", "save=true"]
+    kept = (folder / "record.json").read_text()
+    record = json.loads(kept)
+    other = {key: value for key, value in record.items() if key != "digest_record"} | {"hit": record["hit"] + 1}
+    (folder / "record.json").write_text(json.dumps(other))
+    status, said = bench(*words)
+    assert status == 1 and "as on record" in said and not list(folder.glob("pur*")), said
+    (folder / "record.json").write_text(kept)
+    assert bench(*words)[0] == 0 and (folder / "record.json").read_text() == kept
+    card = json.loads((folder / "purified.json").read_text())
+    assert card["right"] == record["right"] and "note" not in card and not (folder / "error.txt").exists()
 
 
 def test_onnx_gives_the_same_logits(cell, tmp_path):

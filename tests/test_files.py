@@ -143,6 +143,24 @@ def test_a_damaged_record_is_set_aside_by_whose_turn_it_is(tmp_path, text, caplo
     assert [p.read_text() for p in tmp_path.glob("record.json.damaged-*")] == [text]
 
 
+def test_a_record_that_was_edited_counts_as_none(tmp_path, caplog):
+    """It says so itself; one of an earlier version, which says nothing, is read as ever."""
+    numbers = dict.fromkeys(
+        ("acc", "acc_before", "asr", "asr_before", "ra", "ra_before", "seconds", "seconds_curve"), 1.5
+    )
+    whole = numbers | {"schema": 1, "attack": "a", "defense": "d", "seed": 2, "channels": None, "rate": 5.0, "n": None}
+    assert cell.finish(tmp_path, {"curve.csv": "at\n", "layers.csv": "layer\n"}, whole)
+    path, found = tmp_path / "record.json", cell.read(tmp_path)
+    assert found and found["digest_layers"] == files.sha256(tmp_path / "layers.csv")
+    old = {key: value for key, value in found.items() if key != "digest_record"}
+    text = path.read_text()
+    path.write_text(json.dumps(old | {"asr": 0.0}))
+    assert cell.read(tmp_path)
+    path.write_text(text.replace('"asr": 1.5', '"asr": 0.5'))
+    assert cell.read(tmp_path) is None and cell.read(tmp_path, mine=True) is None
+    assert "not as it was written" in caplog.text and len(list(tmp_path.glob("record.json.damaged-*"))) == 1
+
+
 def new_backdoor():
     return Backdoor(nn.Sequential(nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2)), Trigger(10))
 

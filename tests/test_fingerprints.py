@@ -87,7 +87,7 @@ def test_a_change_is_suspect_until_somebody_says_that_it_means_the_same(small, m
 def test_a_record_does_not_vouch_for_code_that_did_not_make_its_model(small):
     """Of a model made by older code the card says so; a card that says nothing makes it unknown, which is not suspect."""
     shared, command = small
-    config = dict.fromkeys(("dataset", "model", "train"), {}) | {"attack": {"_target_": "bench.attacks.one.One"}}
+    config = {key: {} for key in ("dataset", "model", "train")} | {"attack": {"_target_": "bench.attacks.one.One"}}
     cards = [{"made": {"fingerprints": fingerprints.of_model(config)}}, {"made": {}}]
     assert "bench.attacks.one=" in cards[0]["made"]["fingerprints"]
     shared.write_text(shared.read_text().replace("0.5", "0.7"))

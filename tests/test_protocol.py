@@ -82,7 +82,7 @@ BUGS = {
     "who was taken over ends the other's count": (turn, "turns", "if ours(beat):", "if True:"),
     "a digest is not compared": (shelf, "shelves", "or files.sha256(ordinary(folder / name)) != expected", ""),
     "the card is not compared": (shelf, "shelves", 'if named.pop("card") != ', 'if named.pop("card") and not '),
-    "who waited does not look again": (shelf, "shelves", "    with turn(folder, doing):\n        if card := usable(folder):\n            return card\n", "    with turn(folder, doing):\n"),
+    "who waited does not look again": (shelf, "shelves", "    with turn(folder, doing):\n        if found := usable(folder):\n            return found\n", "    with turn(folder, doing):\n"),
 }  # fmt: skip
 
 

@@ -6,12 +6,18 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+import torch
 from cells import ROOT
 from filelock import FileLock
+from torch import nn
 
-from bench import files, shelf, turn, upkeep
+from bench import cell, doctor, files, purified, shelf, turn, upkeep
+from bench.chosen import Chosen
+from bench.errors import UserError
 
 
 def model(folder):
@@ -37,7 +43,7 @@ def test_the_doctor_tries_this_disk(tmp_path, monkeypatch, capsys):
         raise OSError(errno.EPERM, "not permitted")
 
     monkeypatch.setattr(os, "link", no_links)
-    monkeypatch.setattr(upkeep, "contend", lambda room: [7, 0])
+    monkeypatch.setattr(doctor, "contend", lambda room: [7, 0])
     assert upkeep.main(["doctor", "--runs", str(tmp_path / "new")]) == 0
     said = capsys.readouterr().out
     assert "NOTE  no hard links" in said and "7 of 200 turns overlapped" in said
@@ -56,6 +62,80 @@ def test_verify_sees_a_changed_byte(name, runs, capsys):
     path.write_bytes(content)
     assert upkeep.main(["verify", "--runs", str(runs)]) == 1
     assert f"damaged: {path.parent}" in capsys.readouterr().out
+    with FileLock(path.parent.with_name(f".{path.parent.name}.lock")):
+        assert upkeep.main(["verify", "--runs", str(runs), "--aside"]) == 1 and path.exists(), "somebody is at it"
+    assert upkeep.main(["verify", "--runs", str(runs), "--aside"]) == 1 and not path.exists()
+    assert upkeep.main(["verify", "--runs", str(runs)]) == 0, "what is set aside is not looked at"
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """A cell with everything that can lie beside a record."""
+    folder = tmp_path / "d/m/a/clp/s2-2"
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
+    row = dict.fromkeys(purified.COUNTS, 7)
+    chosen = Chosen(net, row, {"1": torch.tensor([True, False, False, False])})
+    net[1].weight.data[0] = net[1].bias.data[0] = 0
+    stage = SimpleNamespace(backdoor=SimpleNamespace(model=net), data=SimpleNamespace(shape=(3, 8, 8)))
+    tables = {f"{name}.csv": "a,b\n" * 9 for name in cell.TABLES}
+    names = {"schema": 1, "attack": "a", "defense": "clp", "seed": 2, "channels": None}
+    numbers = dict.fromkeys(
+        ("acc", "acc_before", "asr", "asr_before", "ra", "ra_before", "seconds", "seconds_curve"), 1.5
+    )
+
+    def make(now=row):
+        purified.leave(folder, replace(chosen, row=now), stage, True, True)
+        return cell.finish(folder, tables, names | numbers | row)
+
+    make()
+    return folder, make
+
+
+FILES = ["record.json", "curve.csv", "scores.csv", "layers.csv", "purified.json", "purified.pt", "purified.safetensors",
+         "pruned.csv", "dense/model.safetensors", "dense/layers.json"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("harm", ["change", "append", "remove"])
+def test_no_damage_beside_a_record_goes_unnoticed(name, harm, finished, tmp_path, capsys):
+    """Nothing is touched unless told; set aside, it is whole again once the command that made it ran again."""
+    folder, make = finished
+    assert upkeep.main(["verify", "--runs", str(tmp_path)]) == 0
+    assert {path.relative_to(folder).as_posix() for path in folder.rglob("*.*")} == set(FILES)
+    if (harm, name) in (("append", "record.json"), ("append", "purified.json")):
+        return  # a line break behind JSON says nothing else
+    path, before = folder / name, (folder / name).read_bytes()
+    flipped = (
+        before.replace(b"1.5", b"2.5", 1)
+        if name == "record.json"
+        else before[:-9] + bytes([before[-9] ^ 1]) + before[-8:]
+    )
+    changed = before + b"\n" if harm == "append" else flipped
+    path.write_bytes(changed) if harm != "remove" else path.unlink()
+    if (harm, name) in (("remove", "record.json"), ("remove", "purified.json")):
+        return  # then nothing says that there was one
+    capsys.readouterr()
+    assert upkeep.main(["verify", "--runs", str(tmp_path)]) == 1
+    said = capsys.readouterr().out
+    assert f"damaged: {folder}: " in said and name in said and "give --aside" in said
+    assert not list(folder.rglob("*.damaged-*"))
+    assert upkeep.main(["verify", "--runs", str(tmp_path), "--aside"]) == 1
+    kept = [path.read_bytes() for path in folder.rglob("*") if ".damaged-" in str(path) and path.is_file()]
+    assert harm == "remove" or changed in kept
+    assert cell.read(folder, beside=["purified.safetensors"]) is None, "the next run makes it again"
+    make()
+    assert upkeep.main(["verify", "--runs", str(tmp_path)]) == 0 and path.read_bytes() == before
+    assert [path.read_bytes() for path in folder.rglob("*") if ".damaged-" in str(path) and path.is_file()] == kept
+
+
+def test_weights_that_a_record_is_not_about_are_not_written(finished):
+    folder, make = finished
+    before = {path: path.read_bytes() for path in folder.rglob("*.*")}
+    with pytest.raises(UserError, match="gives hit 8 and not 7 as on record"):
+        make(dict.fromkeys(purified.COUNTS, 7) | {"hit": 8})
+    assert {path: path.read_bytes() for path in folder.rglob("*.*")} == before
 
 
 def test_gc_takes_rubbish_only_and_only_when_told(runs, tmp_path, capsys):
