@@ -1,7 +1,7 @@
 """Whether two folders of runs hold the same results: python tests/same_runs.py ONE OTHER (lists what differs, exit status 1).
 
-Compared: which cells there are, all of each record but what a clock or a memory gauge said and the commit, every byte of
-curves and scores, and the digests of the stored models' weights.
+Compared: which cells there are, all of each record but what a clock or a memory gauge said, the commit, and the digest over
+all of it; every byte of curves and scores, and the digests of the stored models' weights.
 """
 
 import hashlib
@@ -9,7 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-MEASURED = ("seconds", "peak_memory", "commit")
+MEASURED = ("seconds", "peak_memory", "commit", "digest_record")
 
 
 def content(runs: Path) -> dict[str, object]:
