@@ -30,6 +30,7 @@ from benchmarks.clock import load
 from benchmarks.profiles import profiles
 from benchmarks.rates import operations, rates
 from benchmarks.setting import QUICK, Setting, Size
+from benchmarks.words import percent, seconds
 
 BUDGET = 530.0  # seconds
 EPOCHS = 20
@@ -76,14 +77,14 @@ def training(session: Session, seeds: tuple[int, int], speed: dict[str, Any], pe
         for record in session.found(attack="badnets", defense="none", seed=seed):
             spent, acc = record["seconds_backdoor"], record["acc_before"]
             warm = seed == seeds[1]
-            facts.append(fact(f"training with a backdoor, {kind}", write.seconds(spent), "≤ 20 s" if warm else None,
+            facts.append(fact(f"training with a backdoor, {kind}", seconds(spent), "≤ 20 s" if warm else None,
                               spent <= 20 if warm else None))  # fmt: skip
             if warm:
                 images = record["poison_base"] * epochs(session.words) / spent
                 share = images * per_image / (1e9 * speed["gflops"])
                 facts += [fact("its ACC", f"{acc:.2f}", "≥ 94", acc >= 94), fact("its ASR", f"{record['asr_before']:.2f}"),
                           fact("images per second, evaluation and poisoning included", f"{images:.0f}"),
-                          fact("share of the matmul rate", write.percent(share), "≥ 35 %", share >= 0.35)]  # fmt: skip
+                          fact("share of the matmul rate", percent(share), "≥ 35 %", share >= 0.35)]  # fmt: skip
     return facts
 
 
@@ -98,7 +99,7 @@ def defending(session: Session, names: str, seed: int) -> list[dict[str, Any]]:
     facts = []
     for name in names.split(","):
         for r in session.found(attack="badnets", defense=name, seed=seed):
-            value = f"{write.seconds(r['seconds'])} and {write.seconds(r['seconds_curve'])} for its curve"
+            value = f"{seconds(r['seconds'])} and {seconds(r['seconds_curve'])} for its curve"
             facts.append(fact(f"{name} to its scores", value))
     return facts
 
@@ -110,7 +111,7 @@ def gridded(session: Session, attacks: str, defenses: str, seed: int) -> list[di
     if spent is None or not cells:
         return []
     count = len(attacks.split(",")) * len(defenses.split(","))
-    facts = [fact(f"grid of {count} cells, whole command; models and cells above are taken over", write.seconds(spent))]
+    facts = [fact(f"grid of {count} cells, whole command; models and cells above are taken over", seconds(spent))]
     trained = {r["backdoor"]: r["seconds_backdoor"] for r in cells}
     each = {r["defense"]: r["seconds"] + r["seconds_curve"] for r in cells if r["defense"] != "none"}
     if each:

@@ -11,6 +11,7 @@ from typing import Any
 
 from analysis.render import Entry, Grid, md_grid, slug
 from bench import files
+from benchmarks.words import aim, factor, likeness, middle, percent, seconds
 
 ROOT = Path(__file__).parent.parent
 MEASURED = ROOT / "results/performance"
@@ -34,34 +35,6 @@ def stored(kind: str) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in sorted(MEASURED.glob(f"{kind}-*.json"))]
 
 
-# -- numbers -----------------------------------------------------------------------------------------------------------
-def middle(values: list[float]) -> float:
-    ordered = sorted(values)
-    return (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
-
-
-def seconds(value: float) -> str:
-    if value >= 100:
-        return f"{value:.0f} s"
-    return f"{value:.3g} s" if value >= 1 else f"{1000 * value:.3g} ms"
-
-
-def percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
-
-
-def factor(ratio: float) -> str:
-    return f"{ratio:.3g}x" if ratio < 100 else f"{ratio:.0f}x"
-
-
-def aim(goal: dict[str, Any] | None) -> str:
-    """A goal, and whether it was met."""
-    if goal is None:
-        return ""
-    what = f"≥ {goal['least']:g}x" if goal["fact"] == "ratio" else f"Spearman ≥ {goal['least']:g}"
-    return f"{what} {'met' if goal['met'] else 'missed'}"
-
-
 # -- tables ------------------------------------------------------------------------------------------------------------
 def comparisons(found: list[dict[str, Any]]) -> Rows:
     rows = []
@@ -74,16 +47,6 @@ def comparisons(found: list[dict[str, Any]]) -> Rows:
             rows.append([row["title"], name, aim(goal), likeness(row, name), official, ours, factor(ratio["median"]), spread,
                          factor(ratio["cpu"])])  # fmt: skip
     return ["what", "variant", "goal", "outputs", "official", "time", "ratio", "range", "by CPU time"], rows
-
-
-def likeness(row: dict[str, Any], variant: str) -> str:
-    """How this variant's outputs are to the official ones: the same, or how near."""
-    facts = row.get("facts", {})
-    if not row["agrees"]:
-        return "DISAGREE"
-    if (alike := facts.get(f"spearman {variant}", 1.0)) < 1:
-        return f"Spearman {alike:.3f}"
-    return f"within {off:.2g} points" if (off := facts.get(f"points {variant}")) is not None else "agree"
 
 
 def details(found: list[dict[str, Any]]) -> Rows:
