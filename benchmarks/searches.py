@@ -163,13 +163,11 @@ def rnp(setting: Setting) -> Row:
         run, (scores, curve) = results["official"], results["ours exact"]
         gap = float((flat(run.masks).round(decimals=4) - of_scores(scores)).abs().max())
         assert gap == 0, f"a mask differs by {gap:.4f} in the authors' own memory layout"
-        off = [
-            at for at, theirs, mine in zip(THRESHOLDS, run.curve, counts(curve), strict=True) if tuple(theirs) != mine
-        ]
+        theirs = run.curve[1:]  # the first is of the network as it came
+        off = [at for at, one, other in zip(THRESHOLDS, theirs, counts(curve), strict=True) if one != other]
         assert not off, f"counts at thresholds {off} differ"
         alike = spearman(of_scores(scores), of_scores(results["ours"][0]))
-        own = counts(results["ours"][1])
-        same = sum(tuple(theirs) == mine for theirs, mine in zip(run.curve, own, strict=True))
+        same = sum(one == other for one, other in zip(theirs, counts(results["ours"][1]), strict=True))
         return (
             f"masks bit-equal and the same counts at all {len(THRESHOLDS)} thresholds in the authors' layout; in ours Spearman "
             f"{alike:.3f} and the same counts at {same}; {run.evaluations} evaluations there, {len(curve)} different models here"
