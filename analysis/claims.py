@@ -154,6 +154,7 @@ def findings(sheet: Sheet, rule: str = "clean_drop") -> Iterator[str]:
                 f"{label(defense)} by {rule} leaves ASR below {LOW_ASR:g} % for fewer than {LOW_DROP:g} points of ACC "
                 f"{'; '.join(parts)}."
             )
+    yield from at_their_own(sheet, took)
     yield from untouched(sheet, took, rule)
     yield from gaps(sheet, took)
     if (clean := next((a for a in sheet.attacks if a[0] == "none"), None)) is not None:
@@ -176,11 +177,31 @@ def shortened(groups: Mapping[str, Sequence[str]]) -> list[str]:
     return [*parts, f"on {largest}: {f'the other {len(groups[largest])}' if parts else f'all {total}'} attacks"]
 
 
+def removed(cell: Cell, rule: str) -> list[bool]:
+    """On each shown seed."""
+    return [row[f"asr_{rule}"] < LOW_ASR and row["acc_before"] - row[f"acc_{rule}"] < LOW_DROP for row in cell.shown]
+
+
 def seeds_removed(cell: Cell, rule: str) -> str:
-    good = [row[f"asr_{rule}"] < LOW_ASR and row["acc_before"] - row[f"acc_{rule}"] < LOW_DROP for row in cell.shown]
+    good = removed(cell, rule)
     if not any(good):
         return "no seed"
     return "some seeds" if not all(good) else "every seed" if len(good) > 1 else "the one seed"
+
+
+def at_their_own(sheet: Sheet, took: Sequence[Key]) -> Iterator[str]:
+    """The same bar at the pruners' published numbers, which no image of ours chose either."""
+    told = []
+    for defense in (d for d in sheet.rivals if d in sheet.pruners and sheet.kind(d) == "pruning"):
+        every = {label(a): removed(cell, "fixed") for a in took if (cell := sheet.cell(defense, a)).counts}
+        names = [name + f" ({sum(g)} of {len(g)} seeds)" * (len(g) > 1) for name, g in every.items() if any(g)]
+        if every:
+            told.append(f"{label(defense)} ({len(every)}): {listed(names) or 'none'}")
+    if told:
+        yield (
+            f"At each pruner's published number (fixed) these backdoors, of so many looked at, fall below {LOW_ASR:g} % for fewer than "
+            f"{LOW_DROP:g} points: {'; '.join(told)}."
+        )
 
 
 def untouched(sheet: Sheet, took: Sequence[Key], rule: str) -> Iterator[str]:

@@ -132,6 +132,8 @@ def test_findings_are_computed(runs):
     (sheet,) = sheets(*load(runs))
     text = "\n".join(claims.findings(sheet))
     assert "1 of 2 attacks took" in text and "wanet did not" in text
+    own = "clp (1): badnets (3 of 3 seeds); rnp (1): badnets (3 of 3 seeds)."
+    assert "At each pruner's published number (fixed) these backdoors" in text and own in text
     assert re.search(r"rnp by clean_drop leaves ASR below 5 % .* on every seed: badnets\.", text)
     for folder in list(runs.glob("imagefolder/resnet18/badnets/rnp/*"))[:1]:
         change(folder, asr_clean_drop=50.0)
