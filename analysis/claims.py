@@ -199,8 +199,8 @@ def at_their_own(sheet: Sheet, took: Sequence[Key]) -> Iterator[str]:
             told.append(f"{label(defense)} ({len(every)}): {listed(names) or 'none'}")
     if told:
         yield (
-            f"At each pruner's published number (fixed) these backdoors, of so many looked at, fall below {LOW_ASR:g} % for fewer than "
-            f"{LOW_DROP:g} points: {'; '.join(told)}."
+            f"At each pruner's published number (fixed) these backdoors, of so many looked at, fall below {LOW_ASR:g} % for "
+            f"fewer than {LOW_DROP:g} points: {'; '.join(told)}."
         )
 
 
