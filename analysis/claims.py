@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import operator
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ TERM = re.compile(r"(asr|ra|acc|acc_drop|der) (<|>) (\d+(?:\.\d+)?)")
 COMPARE = {"<": operator.lt, ">": operator.gt}
 OF = ("each", "average")
 VERDICTS = ("holds", "holds where tested", "in part", "does not hold", "untested")
+Term = tuple[str, Callable[[float, float], bool], float]
+"""What is looked at, how it is compared, and with which limit."""
 LOW_ASR, LOW_DROP = 5.0, 5.0  # what counts as removed in the findings: percent, points
 NAMED = 6  # attacks that a sentence names
 
@@ -75,19 +77,16 @@ def judge(claim: Mapping[str, Any], sheet: Sheet, settings: Mapping[str, Mapping
         away = {pair: differences(claim, (sheet, *pair), settings) for pair in took}
         attack, defense = min(took, key=lambda pair: (len(away[pair]), pair))
         found = {term: values(sheet.cell(defense, attack), term, claim["rule"]) for term, _, _ in terms}
-        means.append([mean(found[term]) for term, _, _ in terms])
-        seeds = list(zip(*found.values(), strict=True))
-        good = [all(compare(v, limit) for v, (_, compare, limit) in zip(seed, terms, strict=True)) for seed in seeds]
+        means.append([mean(column) for column in found.values()])
+        good = [passes(terms, seed) for seed in zip(*found.values(), strict=True)]
         passed += good
-        told = listed(f"{term.replace('_', ' ')} {number(mean(v))}" for term, v in found.items())
         n = f" ({sum(good)} of {len(good)} seeds)" if len(good) > 1 and claim["of"] == "each" else ""
-        numbers.append(f"{label(attack)}: {told}{n}")
+        numbers.append(f"{label(attack)}: {told(terms, means[-1])}{n}")
         apart += away[attack, defense]
     if claim["of"] == "average" and means:
         total = [mean(column) for column in zip(*means, strict=True)]
-        passed = [all(compare(v, limit) for v, (_, compare, limit) in zip(total, terms, strict=True))]
-        told = listed(f"{term.replace('_', ' ')} {number(v)}" for v, (term, _, _) in zip(total, terms, strict=True))
-        numbers.insert(0, f"average: {told}")
+        passed = [passes(terms, total)]
+        numbers.insert(0, f"average: {told(terms, total)}")
     if not passed:
         verdict = "untested"
     elif all(passed):
@@ -98,12 +97,17 @@ def judge(claim: Mapping[str, Any], sheet: Sheet, settings: Mapping[str, Mapping
     return {"verdict": verdict, "numbers": numbers + more, "departures": list(dict.fromkeys(apart))}
 
 
-def tested(sheet: Sheet, settings: Mapping[str, Mapping[str, str]]) -> bool:
-    """Whether these cells say something about any of the claims."""
-    return any(judge(claim, sheet, settings)["verdict"] != "untested" for claim in claims())
+def passes(terms: Sequence[Term], found: Sequence[float]) -> bool:
+    """Whether these values, one for each term, are within its limit."""
+    return all(compare(v, limit) for v, (_, compare, limit) in zip(found, terms, strict=True))
 
 
-def table(sheet: Sheet, settings: Mapping[str, Mapping[str, str]]) -> Table:
+def told(terms: Sequence[Term], found: Sequence[float]) -> str:
+    return listed(f"{term.replace('_', ' ')} {number(v)}" for v, (term, _, _) in zip(found, terms, strict=True))
+
+
+def table(sheet: Sheet, settings: Mapping[str, Mapping[str, str]]) -> Table | None:
+    """None if these cells say nothing about any of the claims."""
     rows = []
     for claim in claims():
         found = judge(claim, sheet, settings)
@@ -112,6 +116,8 @@ def table(sheet: Sheet, settings: Mapping[str, Mapping[str, str]]) -> Table:
         said = f"{claim['test']}{over}, by {claim['rule']}"
         rows.append([claim["claim"], claim["source"], said, found["verdict"], here, apart])
     counts = {verdict: sum(row[3] == verdict for row in rows) for verdict in VERDICTS}
+    if counts["untested"] == len(rows):
+        return None
     return Table(
         f"{label(sheet.dataset)}, {label(sheet.model)}: claims",
         [

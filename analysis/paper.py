@@ -95,14 +95,14 @@ def sees(sheet: Sheet, defense: Key) -> Entry:
 
 
 # -- over the attacks --------------------------------------------------------------------------------------------------
-def took(cells: Mapping[Key, Cell]) -> list[Cell]:
-    """Those that an average is taken over."""
-    return [cell for attack, cell in cells.items() if attack[0] not in BASELINES and cell.counts]
+def took(cells: Mapping[Key, Cell]) -> dict[Key, Cell]:
+    """Those that an average is taken over, by attack."""
+    return {attack: cell for attack, cell in cells.items() if attack[0] not in BASELINES and cell.counts}
 
 
 def comparable(cells: Mapping[Key, Mapping[Key, Cell]]) -> tuple[list[Key], tuple[Key, ...]]:
     """Those defences that have numbers against the same attacks, the most of them; and these attacks."""
-    own = {d: tuple(a for a, cell in row.items() if a[0] not in BASELINES and cell.counts) for d, row in cells.items()}
+    own = {d: tuple(took(row)) for d, row in cells.items()}
     sets = Counter(own.values())
     attacks = max(sets, key=lambda found: (len(found), sets[found], found), default=())
     return [d for d, found in own.items() if found == attacks], attacks
@@ -110,7 +110,7 @@ def comparable(cells: Mapping[Key, Mapping[Key, Cell]]) -> tuple[list[Key], tupl
 
 def average(cells: Mapping[Key, Cell], metric: str, rule: str) -> float:
     """Over the attacks that took, of the mean over seeds; NaN if there is none."""
-    return mean([mean(cell.column(metric, rule)) for cell in took(cells)])
+    return mean([mean(cell.column(metric, rule)) for cell in took(cells).values()])
 
 
 def averages(sheet: Sheet, cells: Mapping[Key, Mapping[Key, Cell]], rule: str) -> dict[Key, list[Entry]]:
@@ -139,7 +139,7 @@ def costs(
 
     def over(name: str) -> Callable[[Key], Entry]:
         """Over the attacks that took, of the mean over seeds, where known."""
-        return lambda d: shown(mean([mean(known) for c in took(cells[d]) if (known := c.values(name))]))
+        return lambda d: shown(mean([mean(known) for c in took(cells[d]).values() if (known := c.values(name))]))
 
     def every(name: str, digits: int = 1) -> Callable[[Key], Entry]:
         """Over all finished cells."""

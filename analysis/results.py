@@ -13,6 +13,7 @@ from pathlib import Path
 
 from analysis import attacks, claims, command, ledger, localisation, render, tables
 from analysis.ranks import LEVEL, ranks
+from analysis.render import Table
 from analysis.runs import Runs
 from analysis.settings import overrides
 from analysis.sheets import Sheet, label, number
@@ -52,17 +53,17 @@ def section(root: Path) -> Iterator[str]:
         yield "Any cell again, with its attack, defence and seed filled in:"
         yield "\n".join(f"    {command}" for command in words)
     yield "### Findings"
-    tested = []
+    tested: list[Table] = []
     for sheet in found:
         yield f"{render.md(label(sheet.dataset))}, {render.md(label(sheet.model))}:"
         words = [*claims.findings(sheet), *compared(sheet)]
-        if claims.tested(sheet, runs.settings):
-            tested.append(sheet)
+        if judged := claims.table(sheet, runs.settings):
+            tested.append(judged)
         else:
             words.append("No cell here tests any of the published claims (analysis/claims.csv).")
         yield "\n".join(f"- {render.md(text)}" for text in words)
     if tested:
-        yield render.markdown([claims.table(sheet, runs.settings) for sheet in tested], []).strip()
+        yield render.markdown(tested, []).strip()
     yield attacks.make(runs)[0].strip()
     yield tables.make(runs, "all")[0]["table.md"].strip()
     if texts := ledger.make(runs, "clean_drop"):

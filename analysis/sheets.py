@@ -164,16 +164,15 @@ class Sheet:
         return set(pairs(rows, "defense"))
 
     @cached_property
-    def tried(self) -> dict[Key, list[str]]:
+    def tried(self) -> set[Key]:
         """Defences with settings of their own given by hand, where the same defence is there without any: no rivals of others."""
-        names = [name for name, _ in self.keys["defense"]]
-        rows = {d: row for d in self.keys["defense"] if names.count(d[0]) > 1 for row in self.row_of(d)}
-        hand = {d: by_hand(row["folder"]) for d, row in rows.items()}
-        return {d: words for d, words in hand.items() if words and any(o[0] == d[0] and not hand[o] for o in hand)}
-
-    def row_of(self, defense: Key) -> Sequence[Mapping[str, Any]]:
-        """The first record of a defence, if there is one."""
-        return next((cell.rows[:1] for a in self.keys["attack"] if (cell := self.cell(defense, a)).rows), [])
+        firsts = self.rows.drop_duplicates(["defense", "defense_settings"])
+        names = list(firsts["defense"])
+        several = (
+            (d, f) for d, f in zip(pairs(firsts, "defense"), firsts["folder"], strict=True) if names.count(d[0]) > 1
+        )
+        hand = {defense: bool(by_hand(folder)) for defense, folder in several}
+        return {d for d in hand if hand[d] and any(o[0] == d[0] and not hand[o] for o in hand)}
 
     @cached_property
     def rivals(self) -> list[Key]:

@@ -164,7 +164,7 @@ def draw_cost(sheet: Sheet, points: pd.DataFrame, rule: str) -> Page | None:
     for defense in look:
         cells = took({a: sheet.cell(defense, a) for a in sheet.attacks})
         if cells:
-            each = [(max(least, mean(c.values("seconds"))), mean(c.column("der", rule))) for c in cells]
+            each = [(max(least, mean(c.values("seconds"))), mean(c.column("der", rule))) for c in cells.values()]
             dots[defense] = each
     if not dots:
         return None

@@ -33,14 +33,12 @@ def read(folder: Path, mine: bool = False, beside: Sequence[str] = ()) -> dict[s
     try:
         if not all((folder / name).exists() for name in beside):
             return None
-        found = json.loads(schema.read_text(path, schema.RECORD_LIMIT))
+        found = parsed(path)
         if found["schema"] != SCHEMA:
             raise ValueError(f"its schema is {found['schema']}, this version writes {SCHEMA}")
-        if found.get("digest_record", seal := seal_of(found)) != seal:
-            raise ValueError("it is not as it was written")
         if not one_cell(found).isprintable():
             raise ValueError("a name in it is not printable")
-        return dict(found)
+        return found
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -54,14 +52,25 @@ def read(folder: Path, mine: bool = False, beside: Sequence[str] = ()) -> dict[s
         return None
 
 
+def parsed(path: Path) -> dict[str, Any]:
+    """A record.json that is as it was written, whatever it says. Raises OSError, ValueError, RecursionError."""
+    found = json.loads(schema.read_text(path, schema.RECORD_LIMIT))
+    if not isinstance(found, dict):
+        raise ValueError("it is no mapping")
+    if found.get("digest_record", seal := seal_of(found)) != seal:
+        raise ValueError("it is not as it was written")
+    return found
+
+
 def finished(folder: Path, beside: Sequence[str], dataset: Mapping[str, Any]) -> dict[str, Any] | None:
     """As `read`. Raises UserError if the cell was run on other images than lie there now.
 
     Only what their stamp does not answer is looked into, and it is not asked where images are gone or none was recorded.
     """
     found = read(folder, beside=beside)
-    then, now = (found or {}).get("images_stamp"), stamp(dataset).get("images_stamp")
-    if found is None or None in (then, now) or then == now or digest_of(json.dumps(dataset)) == found["data"]:
+    if found is None or (then := found.get("images_stamp")) is None:
+        return found
+    if stamp(dataset).get("images_stamp") in (then, None) or digest_of(json.dumps(dataset)) == found["data"]:
         return found
     raise UserError(
         f"dataset.root={dataset['root']} holds other images than this cell was run on: put them into a folder of their own, "

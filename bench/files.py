@@ -209,6 +209,11 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def sealed(card: dict[str, Any]) -> str:
+    """The text of a card, which has its own digest besides those of files in `sha256`; `shelf.card` reads it."""
+    return json.dumps(card | {"sha256": card["sha256"] | {"card": digest(card)}}, indent=1) + "\n"
+
+
 def digest_of(content: str | bytes) -> str:
     """The sha256 of a file with this content."""
     return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -53,10 +52,10 @@ def leave(folder: Path, chosen: Chosen, stage: Scene, smaller: bool, weights: bo
         log.warning("%s: %s", folder / "purified.safetensors", named["note"])
     digests = {name: files.digest_of(content) for name, content in new.items()}
     digests |= {f"dense/{path.name}": files.sha256(path) for path in sorted((folder / "dense").glob("*"))}
-    card = facts | {"sha256": digests}
-    card["sha256"] = digests | {"card": files.digest(card)}
     last = new.pop("purified.safetensors")  # its presence means that all are there
-    files.write_all(folder, new | {"purified.json": json.dumps(card, indent=1) + "\n", "purified.safetensors": last})
+    files.write_all(
+        folder, new | {"purified.json": files.sealed(facts | {"sha256": digests}), "purified.safetensors": last}
+    )
     return columns
 
 

@@ -47,8 +47,7 @@ def obtain(folder: Path, doing: str, make: Callable[[], Card], fill: Callable[[P
                 fill(new)
                 faults.hit("shelf.filled")
                 made["sha256"] = {path.name: files.sha256(path) for path in sorted(new.iterdir())}
-                made["sha256"]["card"] = files.digest(made)
-                files.write(new / "card.json", json.dumps(made, indent=1) + "\n")
+                files.write(new / "card.json", files.sealed(made))
         except OSError:
             if not usable(folder):  # else somebody, where the lock does not reach, was faster
                 raise

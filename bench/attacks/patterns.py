@@ -117,9 +117,7 @@ def picture(pattern: str, shape: tuple[int, int, int], seed: int) -> Tensor:
 
 def read_image(path: str, shape: tuple[int, int, int]) -> Tensor:
     """A user's pattern image as [C, H, W], 0..255. Raises UserError unless it is there, readable, and of the images' size."""
-    if (
-        path.isidentifier() or not Path(path).is_file()
-    ):  # bare words are names: `bench.config` would take no digest of it
+    if path.isidentifier() or not Path(path).is_file():  # `bench.config` takes a bare word for a name, without a digest
         raise UserError(
             f"attack.pattern={path} is neither a known pattern nor an image file (a path, such as ./{path})."
         )
