@@ -5,15 +5,14 @@ from __future__ import annotations
 import csv
 import operator
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from analysis.curves import read_curve
 from analysis.operating_point import SENTENCES
 from analysis.published import differences
 from analysis.render import Entry, Grid, Table, listed
-from analysis.sheets import BASELINES, Cell, Key, Sheet, label, mean, number
+from analysis.sheets import Cell, Sheet, label, mean, number
 
 CLAIMS = Path(__file__).with_name("claims.csv")
 TERM = re.compile(r"(asr|ra|acc|acc_drop|der) (<|>) (\d+(?:\.\d+)?)")
@@ -22,11 +21,13 @@ OF = ("each", "average")
 VERDICTS = ("holds", "holds where tested", "in part", "does not hold", "untested")
 Term = tuple[str, Callable[[float, float], bool], float]
 """What is looked at, how it is compared, and with which limit."""
-LOW_ASR, LOW_DROP = 5.0, 5.0  # what counts as removed in the findings: percent, points
-NAMED = 6  # attacks that a sentence names
+Claim = Mapping[str, Any]
+Result = Mapping[str, Any]
+"""What `judge` says of a claim."""
+Judged = Sequence[tuple[Claim, Result]]
 
 
-def claims(path: Path = CLAIMS) -> list[dict[str, Any]]:
+def claims(path: Path = CLAIMS) -> Sequence[Claim]:
     """Each with `claim`, `source`, `defense`, `attacks`, `of`, `rule`, `test` and the paper's model, epochs, clean images and
     poison rate. Raises ValueError for one that is not understood.
 
@@ -55,8 +56,8 @@ def value(cell: Cell, name: str, rule: str) -> float:
     return mean(values(cell, name, rule))
 
 
-def judge(claim: Mapping[str, Any], sheet: Sheet, settings: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
-    """`verdict` (one of VERDICTS), `numbers` of each attack, and `departures` from the paper's setting.
+def judge(claim: Claim, sheet: Sheet, settings: Mapping[str, Mapping[str, str]]) -> Result:
+    """`verdict` (one of VERDICTS), whether each seed `passed`, `numbers` of each attack, `departures` from the paper's setting.
 
     By every seed whose attack took; a claim about an average, by the mean over the attacks of the means over these seeds. Of
     several settings the one closest to the paper's is taken.
@@ -94,7 +95,13 @@ def judge(claim: Mapping[str, Any], sheet: Sheet, settings: Mapping[str, Mapping
     else:
         verdict = "in part" if any(passed) else "does not hold"
     more = [f"not tested: {listed(untested)}"] if untested and passed else []
-    return {"verdict": verdict, "numbers": numbers + more, "departures": list(dict.fromkeys(apart))}
+    return {"verdict": verdict, "passed": passed, "numbers": numbers + more, "departures": list(dict.fromkeys(apart))}
+
+
+def tested(claim: Claim) -> str:
+    """Its test, in words."""
+    over = " on average" if claim["of"] == "average" else ""
+    return f"{claim['test']}{over}, by {claim['rule']}"
 
 
 def passes(terms: Sequence[Term], found: Sequence[float]) -> bool:
@@ -106,18 +113,19 @@ def told(terms: Sequence[Term], found: Sequence[float]) -> str:
     return listed(f"{term.replace('_', ' ')} {number(v)}" for v, (term, _, _) in zip(found, terms, strict=True))
 
 
-def table(sheet: Sheet, settings: Mapping[str, Mapping[str, str]]) -> Table | None:
-    """None if these cells say nothing about any of the claims."""
+def held(sheet: Sheet, settings: Mapping[str, Mapping[str, str]]) -> Judged:
+    """Every claim with what these cells say about it; empty if they say nothing about any."""
+    found = [(claim, judge(claim, sheet, settings)) for claim in claims()]
+    return found if any(result["passed"] for _, result in found) else []
+
+
+def table(sheet: Sheet, judged: Judged) -> Table:
+    """Each claim, its test, and what came out."""
     rows = []
-    for claim in claims():
-        found = judge(claim, sheet, settings)
+    for claim, found in judged:
         here, apart = listed(found["numbers"], "; "), listed(found["departures"])
-        over = " on average" if claim["of"] == "average" else ""
-        said = f"{claim['test']}{over}, by {claim['rule']}"
-        rows.append([claim["claim"], claim["source"], said, found["verdict"], here, apart])
+        rows.append([claim["claim"], claim["source"], tested(claim), found["verdict"], here, apart])
     counts = {verdict: sum(row[3] == verdict for row in rows) for verdict in VERDICTS}
-    if counts["untested"] == len(rows):
-        return None
     return Table(
         f"{label(sheet.dataset)}, {label(sheet.model)}: claims",
         [
@@ -135,129 +143,3 @@ def table(sheet: Sheet, settings: Mapping[str, Mapping[str, str]]) -> Table | No
         [],
         [],
     )
-
-
-# -- in plain words ----------------------------------------------------------------------------------------------------
-def findings(sheet: Sheet, rule: str = "clean_drop") -> Iterator[str]:
-    """What the numbers say, each sentence computed from them."""
-    attacks = [a for a in sheet.attacks if a[0] not in BASELINES]
-    took = [a for a in attacks if sheet.before(a).counts]
-    failed = [label(a) for a in attacks if a not in took]
-    seeds = f" on at least one of {len(sheet.seeds)} seeds" if len(sheet.seeds) > 1 else ""
-    rest = f"; {listed(failed)} did not, which proves nothing about any defence." if failed else "."
-    yield f"{len(took)} of {len(attacks)} attacks took{seeds}{rest}"
-    for defense in sheet.defenses:
-        if defense[0] == "none":
-            continue
-        groups: dict[str, list[str]] = {"every seed": [], "some seeds": [], "the one seed": [], "no seed": []}
-        for attack in took:
-            cell = sheet.cell(defense, attack)
-            if cell.counts:
-                groups[seeds_removed(cell, rule)].append(label(attack))
-        parts = shortened(groups)
-        if parts:
-            yield (
-                f"{label(defense)} by {rule} leaves ASR below {LOW_ASR:g} % for fewer than {LOW_DROP:g} points of ACC "
-                f"{'; '.join(parts)}."
-            )
-    yield from at_their_own(sheet, took)
-    yield from untouched(sheet, took, rule)
-    yield from gaps(sheet, took)
-    if (clean := next((a for a in sheet.attacks if a[0] == "none"), None)) is not None:
-        cells = {d: sheet.cell(d, clean) for d in sheet.defenses if d[0] != "none"}
-        lost = {label(d): value(c, "acc_drop", rule) for d, c in cells.items() if c.rows}
-        if lost:
-            worst = max(lost, key=lambda name: lost[name])
-            yield (
-                f"On a clean model, where there is nothing to remove, {rule} costs {number(min(lost.values()))} to "
-                f"{number(lost[worst])} points of ACC (most: {worst})."
-            )
-
-
-def shortened(groups: Mapping[str, Sequence[str]]) -> list[str]:
-    """Each group with its attacks; of many attacks the largest group is only counted."""
-    total, largest = sum(map(len, groups.values())), max(groups, key=lambda which: len(groups[which]))
-    if total <= NAMED:
-        return [f"on {which}: {listed(names)}" for which, names in groups.items() if names]
-    parts = [f"on {which}: {listed(names)}" for which, names in groups.items() if names and which != largest]
-    return [*parts, f"on {largest}: {f'the other {len(groups[largest])}' if parts else f'all {total}'} attacks"]
-
-
-def removed(cell: Cell, rule: str) -> list[bool]:
-    """On each shown seed."""
-    return [row[f"asr_{rule}"] < LOW_ASR and row["acc_before"] - row[f"acc_{rule}"] < LOW_DROP for row in cell.shown]
-
-
-def seeds_removed(cell: Cell, rule: str) -> str:
-    good = removed(cell, rule)
-    if not any(good):
-        return "no seed"
-    return "some seeds" if not all(good) else "every seed" if len(good) > 1 else "the one seed"
-
-
-def at_their_own(sheet: Sheet, took: Sequence[Key]) -> Iterator[str]:
-    """The same bar at the pruners' published numbers, which no image of ours chose either."""
-    told = []
-    for defense in (d for d in sheet.rivals if d in sheet.pruners and sheet.kind(d) == "pruning"):
-        every = {label(a): removed(cell, "fixed") for a in took if (cell := sheet.cell(defense, a)).counts}
-        names = [name + f" ({sum(g)} of {len(g)} seeds)" * (len(g) > 1) for name, g in every.items() if any(g)]
-        if every:
-            told.append(f"{label(defense)} ({len(every)}): {listed(names) or 'none'}")
-    if told:
-        yield (
-            f"At each pruner's published number (fixed) these backdoors, of so many looked at, fall below {LOW_ASR:g} % for "
-            f"fewer than {LOW_DROP:g} points: {'; '.join(told)}."
-        )
-
-
-def untouched(sheet: Sheet, took: Sequence[Key], rule: str) -> Iterator[str]:
-    """Where the rule let a pruner prune nothing, and what the least that it offers would have done."""
-    for defense in sheet.defenses:
-        cells = {label(a): cell for a in took if (cell := sheet.cell(defense, a)).counts and defense in sheet.pruners}
-        every = [(name, row) for name, cell in cells.items() for row in cell.shown]
-        kept = [(name, row) for name, row in every if row[f"pruned_{rule}"] == 0]
-        first = [(row, point) for _, row in kept if (point := least(Path(row["folder"], "curve.csv")))]
-        if first:
-            pruned, acc, asr = zip(*(point for _, point in first), strict=True)
-            drops = [row["acc_before"] - value for (row, _), value in zip(first, acc, strict=True)]
-            channels = span([row["channels"] for row, _ in first], 0)
-            yield (
-                f"{label(defense)} by {rule} prunes nothing of {len(kept)} of {len(every)} models "
-                f"({listed(dict.fromkeys(name for name, _ in kept))}): the least that it offers is {span(pruned, 0)} of "
-                f"{channels} channels at once, for {span(drops)} points of ACC, after which ASR is {span(asr)} %."
-            )
-
-
-def least(curve: Path) -> tuple[float, float, float] | None:
-    """How many channels the first point that prunes any prunes, and its ACC and ASR; None if there is none that is known."""
-    for _, pruned, acc, asr, *_ in sorted(read_curve(curve)[0], key=lambda point: point[1] or 0.0):
-        if pruned and acc is not None and asr is not None:
-            return pruned, acc, asr
-    return None
-
-
-def span(values: Sequence[float], digits: int = 1) -> str:
-    low, high = number(min(values), digits), number(max(values), digits)
-    return low if low == high else f"{low} to {high}"
-
-
-def gaps(sheet: Sheet, took: Sequence[Key]) -> Iterator[str]:
-    """How much the choice of the operating point matters."""
-    found = {}
-    for defense in sheet.defenses:
-        cells = [c for a in took if (c := sheet.cell(defense, a)).counts]
-        if cells and defense in sheet.pruners and sheet.kind(defense) == "pruning":
-            found[label(defense)] = mean([mean(c.column("asr", "clean_drop")) for c in cells]) - mean(
-                [mean(c.column("asr", "oracle")) for c in cells]
-            )
-    if found:
-        worst = max(found, key=lambda name: found[name])
-        yield (
-            "Had the test set chosen the operating point within the same limit on ACC, average ASR would change by "
-            + listed(f"{signed(-gap)} points ({name})" for name, gap in found.items())
-            + (f": for {worst} the rule decides more than the method." if found[worst] > 10 else ".")
-        )
-
-
-def signed(value: float) -> str:
-    return f"+{number(value)}" if value >= 0.05 else number(value)

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from analysis import attacks, claims, command, ledger, localisation, render, tables
+from analysis import attacks, claims, command, findings, glance, ledger, localisation, render, tables
 from analysis.ranks import LEVEL, ranks
 from analysis.render import Table
 from analysis.runs import Runs
@@ -28,20 +28,19 @@ command a cell is repeated, and where it departs from the papers. No number here
 
 def page(folder: Path) -> str:
     """The whole text. Raises ValueError if there is no finished cell."""
-    parts = [HEAD.strip()]
-    for root in sorted(path for path in folder.iterdir() if path.is_dir()):
-        parts += section(root)
-    if len(parts) == 1:
+    every = [runs for path in sorted(folder.iterdir()) if path.is_dir() and (runs := Runs.of(path)).sheets]
+    if not every:
         raise ValueError(f"there is no finished cell in {folder}")
+    judged = [[claims.held(sheet, runs.settings) for sheet in runs.sheets] for runs in every]
+    parts = [HEAD.strip(), *glance.make(every, judged)]
+    for runs, found in zip(every, judged, strict=True):
+        parts += section(runs, found)
     return "\n\n".join(parts) + "\n"
 
 
-def section(root: Path) -> Iterator[str]:
-    """One folder of records; nothing if no cell of it is finished."""
-    runs = Runs.of(root)
-    found = runs.sheets
-    if not found:
-        return
+def section(runs: Runs, judged: Sequence[claims.Judged]) -> Iterator[str]:
+    """One folder of records, and the claims as each of its sheets has them."""
+    root, found = runs.root, runs.sheets
     yield f"## {render.md(root.name)}"
     weak = sum(int((~sheet.rows["took"]).sum()) for sheet in found)
     yield (
@@ -54,11 +53,11 @@ def section(root: Path) -> Iterator[str]:
         yield "\n".join(f"    {command}" for command in words)
     yield "### Findings"
     tested: list[Table] = []
-    for sheet in found:
+    for sheet, held in zip(found, judged, strict=True):
         yield f"{render.md(label(sheet.dataset))}, {render.md(label(sheet.model))}:"
-        words = [*claims.findings(sheet), *compared(sheet)]
-        if judged := claims.table(sheet, runs.settings):
-            tested.append(judged)
+        words = [*findings.findings(sheet), *compared(sheet)]
+        if held:
+            tested.append(claims.table(sheet, held))
         else:
             words.append("No cell here tests any of the published claims (analysis/claims.csv).")
         yield "\n".join(f"- {render.md(text)}" for text in words)

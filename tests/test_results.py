@@ -9,7 +9,7 @@ import pytest
 from cells import ROOT, choices
 from test_analysis import HOSTILE, change
 
-from analysis import claims, results
+from analysis import claims, findings, render, results
 from analysis.load import load, read
 from analysis.operating_point import SENTENCES
 from analysis.sheets import sheets
@@ -130,7 +130,7 @@ def test_settings_given_by_hand_are_neither_a_papers_nor_marked(runs):
 
 def test_findings_are_computed(runs):
     (sheet,) = sheets(*load(runs))
-    text = "\n".join(claims.findings(sheet))
+    text = "\n".join(findings.findings(sheet))
     assert "1 of 2 attacks took" in text and "wanet did not" in text
     own = "clp (1): badnets (3 of 3 seeds); rnp (1): badnets (3 of 3 seeds)."
     assert "At each pruner's published number (fixed) these backdoors" in text and own in text
@@ -138,27 +138,27 @@ def test_findings_are_computed(runs):
     for folder in list(runs.glob("imagefolder/resnet18/badnets/rnp/*"))[:1]:
         change(folder, asr_clean_drop=50.0)
     (sheet,) = sheets(*load(runs))
-    assert re.search(r"rnp by clean_drop leaves .* on some seeds: badnets\.", "\n".join(claims.findings(sheet)))
+    assert re.search(r"rnp by clean_drop leaves .* on some seeds: badnets\.", "\n".join(findings.findings(sheet)))
     for seed in (2, 3):
         shutil.rmtree(next(runs.glob(f"imagefolder/resnet18/badnets/clp/s{seed}-*")))
     (sheet,) = sheets(*load(runs))
-    assert re.search(r"clp by clean_drop leaves .* on the one seed: badnets\.", "\n".join(claims.findings(sheet)))
+    assert re.search(r"clp by clean_drop leaves .* on the one seed: badnets\.", "\n".join(findings.findings(sheet)))
 
 
 def test_a_pruner_that_had_to_prune_nothing_is_told_with_what_it_offered(runs):
     (sheet,) = sheets(*load(runs))
-    assert "prunes nothing" not in "\n".join(claims.findings(sheet))
+    assert "prunes nothing" not in "\n".join(findings.findings(sheet))
     folder = next(runs.glob("imagefolder/resnet18/badnets/rnp/s3-*"))
     change(folder, pruned_clean_drop=0)
     curve = list(csv.DictReader((folder / "curve.csv").read_text().splitlines()))
     first = next(row for row in curve if int(row["pruned"]))
     (sheet,) = sheets(*load(runs))
-    (said,) = [text for text in claims.findings(sheet) if "prunes nothing" in text]
+    (said,) = [text for text in findings.findings(sheet) if "prunes nothing" in text]
     assert said.startswith("rnp by clean_drop prunes nothing of 1 of 3 models (badnets): ")
     drop = json.loads((folder / "record.json").read_text())["acc_before"] - float(first["acc"])
     assert f"is {first['pruned']} of 4800 channels at once, for {drop:.1f} points of ACC" in said
     (folder / "curve.csv").unlink()
-    assert not [text for text in claims.findings(sheet) if "prunes nothing" in text]
+    assert not [text for text in findings.findings(sheet) if "prunes nothing" in text]
 
 
 def test_cells_that_test_no_claim_have_no_table_of_claims(runs):
@@ -180,9 +180,24 @@ def test_the_command(runs, tmp_path, capsys):
     assert "no finished cell" in capsys.readouterr().err
 
 
+def test_the_first_table_has_every_claim_beside_every_folder(runs):
+    shutil.copytree(runs, runs.with_name("other"))
+    for folder in runs.glob("imagefolder/resnet18/badnets/rnp/s2-*"):
+        change(folder, asr_fixed=50.0)
+    page = results.page(runs.parent)
+    _, _, *lines = [line for line in page.partition("\n## other")[0].splitlines() if line.startswith("| ")]
+    rows = {cells[1]: cells[3:5] for cells in ([c.strip() for c in line.split("|")] for line in lines)}
+    assert list(rows) == [render.md(c["claim"]) for c in claims.claims()]
+    assert rows["RNP at 0.3, best in its log, leaves BadNets below 5 % ASR"] == ["**holds: 3 of 3**", "in part: 2 of 3"]
+    assert rows["FT-SAM leaves ASR below 10 %"] == ["–", "–"]
+    shutil.rmtree(runs / "imagefolder/resnet18/badnets")
+    shutil.rmtree(runs.with_name("other"))
+    assert "At a glance" not in results.page(runs.parent)  # these test nothing
+
+
 def test_of_many_attacks_the_largest_group_is_counted():
     few = {"every seed": ["a"], "some seeds": [], "no seed": ["b", "c"]}
-    assert claims.shortened(few) == ["on every seed: a", "on no seed: b, c"]
+    assert findings.shortened(few) == ["on every seed: a", "on no seed: b, c"]
     many = few | {"no seed": list("bcdefgh")}
-    assert claims.shortened(many) == ["on every seed: a", "on no seed: the other 7 attacks"]
-    assert claims.shortened(many | {"every seed": []}) == ["on no seed: all 7 attacks"]
+    assert findings.shortened(many) == ["on every seed: a", "on no seed: the other 7 attacks"]
+    assert findings.shortened(many | {"every seed": []}) == ["on no seed: all 7 attacks"]
