@@ -23,7 +23,9 @@ def name(choices: Mapping[str, Any], seed: int) -> str:
 
 
 def words(typed: Sequence[str]) -> list[str]:
-    """The command line, with what goes without saying: a folder of images for a data set is an image folder."""
+    """The command line, with what goes without saying: a folder of images for a data set is an image folder; and `-m`, which
+    Hydra does not understand between other words, at its end."""
+    typed = sorted(typed, key=("-m", "--multirun").__contains__)
     chosen = {word.lstrip("+~").partition("=")[0] for word in typed}
     folder = "dataset.root" in chosen and not chosen & {"dataset", "experiment"}
     return [*typed, "dataset=imagefolder"] if folder else list(typed)

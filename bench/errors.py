@@ -10,6 +10,7 @@ class UserError(Exception):
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """A hint for a misspelt word: `did you mean 'poison_rate'?`, or the list of what there is."""
-    known = sorted(known)
+    if not (known := sorted(known)):
+        return "there is none."
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     return f"did you mean '{close[0]}'?" if close else f"there is: {', '.join(known)}."

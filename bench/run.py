@@ -24,7 +24,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from analysis.fingerprints import stated as fingerprints
-from bench import cell, cli, config, sweep, trust
+from bench import cell, choices, cli, config, sweep, trust
 from bench.turn import Busy, turn
 
 log = logging.getLogger(__name__)
@@ -35,8 +35,7 @@ build, compose = partial(instantiate, _convert_="all"), ConfigLoaderImpl.load_co
 def main(cfg: DictConfig) -> dict[str, str]:
     """One cell: passed over if it is finished, else run; what goes wrong is said in a sentence and kept in its folder.
 
-    In a sweep a failure is handed back, not raised: no launcher then stops the other cells for it.
-    """
+    In a sweep a failure is handed back, not raised: no launcher then stops the other cells for it."""
     folder, job = Path(HydraConfig.get().runtime.output_dir), HydraConfig.get()
     note = {"name": cli.name(job.runtime.choices, cfg.seed), "folder": str(folder)}
     settings = plain(cfg)
@@ -102,7 +101,8 @@ def composed(*words: str) -> dict:
     theirs, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
     try:
         with hydra.initialize(config_path="../conf", version_base="1.3"):
-            return plain(hydra.compose("config", [*words]))
+            make = partial(hydra.compose, "config", return_hydra_config=True)
+            return plain(choices.compose(make, words, GlobalHydra.instance().config_loader().get_group_options))
     finally:
         GlobalHydra.instance().hydra = theirs
 
@@ -115,9 +115,9 @@ def plain(cfg: DictConfig) -> dict:
     return found
 
 
-def guarded(self: ConfigLoaderImpl, *args: Any, **kwargs: Any) -> DictConfig:
+def guarded(self: ConfigLoaderImpl, config_name: str | None, overrides: list[str], **more: Any) -> DictConfig:
     """What Hydra composes for the sweep and for each of its cells is looked at before anything that it names is built."""
-    cfg = compose(self, *args, **kwargs)
+    cfg = choices.compose(partial(compose, self, config_name, **more), overrides, self.get_group_options)
     config.check_composed(OmegaConf.to_container(cfg), sys.argv[1:])  # type: ignore[arg-type]
     return cfg
 
@@ -137,7 +137,7 @@ if __name__ == "__main__":
     OmegaConf.register_new_resolver("cells", lambda *, _root_: cells(_root_))
     OmegaConf.register_new_resolver("shared_cores", sweep.shared_cores)
     trust.forbid(OmegaConf.register_new_resolver)
-    ConfigLoaderImpl.load_configuration = guarded  # type: ignore[method-assign]
+    ConfigLoaderImpl.load_configuration = guarded  # type: ignore[assignment, method-assign]
     sweep.compose_once(hydra.plugins.sweeper.Sweeper, ConfigLoaderImpl)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hand errors on, so that `explain` can say them in one sentence
     cli.stoppable()

@@ -225,6 +225,11 @@ NAMELESS = {
     "seed=2,3 dataset.std=[1,1,inf]": "dataset.std=[1, 1, inf] must be finite",
     "seed=2,3 clean=null": "clean=null must be settings",
     "~tracker": "tracker=null must be settings",
+    "tracker=null": "tracker=null is no choice: there is: none, tensorboard, wandb.",
+    "experiment=rnp_tabel1": "experiment=rnp_tabel1 does not exist: did you mean 'rnp_table1'",
+    "seed=2,3 scale=cpu,cpuu": "scale=cpuu does not exist: did you mean 'cpu'",
+    "then=tf": "then=tf does not exist: there is: ft.",
+    "check=again": "check=again does not exist: there is: relearn.",
     "runs=": "runs= must be a folder",
     "runs=null": "runs=null must be a folder",
 }

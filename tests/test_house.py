@@ -41,6 +41,7 @@ ALLOWED = {  # module (or package) -> what of the project it may import; imports
     "bench.prefix": {"bench.metrics"},
     "bench.curve": {"bench.data", "bench.defenses", "bench.metrics", "bench.prefix"},
     "bench.chosen": {"bench.defenses", "bench.pruning", "analysis.operating_point"},
+    "bench.choices": {"bench.errors"},
     "bench.cli": {"bench.errors"},
     "bench.cell": {"analysis.schema", "bench.cli", "bench.errors", "bench.faults", "bench.files", "bench.parts"},
     "bench.trust": {"bench.errors"},

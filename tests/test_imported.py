@@ -364,7 +364,7 @@ def test_a_suspicious_model_is_purified(forms, direct, tmp_path):
         ("attack=unknown dataset.root=DIR", True),
         ("dataset=cifar10 dataset.root=DIR", False),
         ("experiment=clp dataset.root=DIR", False),
-        ("-m attack=unknown", False),
+        ("attack=unknown", False),
     ],
 )
 def test_a_folder_for_a_data_set_is_an_image_folder(typed, added):

@@ -3,8 +3,10 @@
 import pytest
 from cells import choices, composed
 
-from bench import config
+from bench import choices as chosen
+from bench import cli, config
 from bench.errors import UserError
+from bench.run import composed as api_composed
 from bench.run import plain
 
 GROUPS = ("attack", "check", "dataset", "defense", "model", "tracker", "train")
@@ -48,3 +50,18 @@ def test_what_is_null_not_finite_or_out_of_range_is_said_at_once(word, says):
 def test_what_may_be_null(word):
     """As a default, a comment in conf/ or the class's own signature says."""
     config.check(plain(composed(f"{'' if word != 'train.iterations' else '+'}{word}=null")))
+
+
+def test_nothing_is_a_choice_where_one_may_be_left_out():
+    """`null` as in conf/config.yaml, or `none`; Hydra refuses the first with a sentence about lists."""
+    bare = api_composed("defense=clp")
+    for group in chosen.OPTIONAL:
+        for word in ("null", "none"):
+            assert api_composed("defense=clp", f"{group}={word}") == bare
+    assert api_composed("defense=clp", "then=ft") != bare
+    with pytest.raises(UserError, match="scale=cpuu does not exist: did you mean 'cpu'"):
+        api_composed("scale=cpuu")
+
+
+def test_many_cells_may_be_asked_for_anywhere_in_a_command():
+    assert cli.words(["run.py", "seed=2", "-m", "attack=sig"]) == ["run.py", "seed=2", "attack=sig", "-m"]
