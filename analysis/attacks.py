@@ -73,8 +73,19 @@ def caption(sheet: Sheet) -> Iterator[str]:
     yield f"Backdoored models before any defence; seeds {listed(sheet.seeds)}: mean ± standard deviation (n - 1)."
     yield "ACC on the clean test images, ASR and RA on triggered ones of other classes than the target."
     if "seconds_backdoor" in sheet.rows:
-        where = [f"{row.device} ({row.threads} threads)" for row in sheet.rows[["device", "threads"]].itertuples()]
-        yield f"Seconds: training the model, trigger included, on {listed(sorted(set(where)), ' or ')}."
+        yield f"Seconds: training the model, trigger included; the defences ran on {machines(sheet.rows)}."
+
+
+def machines(rows: pd.DataFrame) -> str:
+    """On what the cells were run, as far as their records say; a model may have been trained elsewhere."""
+    known = rows.reindex(columns=["device", "threads"]).drop_duplicates()
+    said = {
+        device
+        + (f" ({threads:.0f} thread{'s' * (threads != 1)})" if threads == threads and threads is not None else "")
+        for device, threads in known.itertuples(index=False)
+        if isinstance(device, str)
+    }
+    return listed(sorted(said), " or ") or "machines that are not known"
 
 
 def legend(sheet: Sheet) -> Iterator[str]:

@@ -57,7 +57,7 @@ def value(cell: Cell, name: str, rule: str) -> float:
 
 
 def judge(claim: Claim, sheet: Sheet, settings: Mapping[str, Mapping[str, str]]) -> Result:
-    """`verdict` (one of VERDICTS), whether each seed `passed`, `numbers` of each attack, `departures` from the paper's setting.
+    """`verdict` (one of VERDICTS), whether each seed `passed`, over how many `attacks`, `numbers` of each, and `departures`.
 
     By every seed whose attack took; a claim about an average, by the mean over the attacks of the means over these seeds. Of
     several settings the one closest to the paper's is taken.
@@ -95,7 +95,13 @@ def judge(claim: Claim, sheet: Sheet, settings: Mapping[str, Mapping[str, str]])
     else:
         verdict = "in part" if any(passed) else "does not hold"
     more = [f"not tested: {listed(untested)}"] if untested and passed else []
-    return {"verdict": verdict, "passed": passed, "numbers": numbers + more, "departures": list(dict.fromkeys(apart))}
+    return {
+        "verdict": verdict,
+        "passed": passed,
+        "attacks": len(means),
+        "numbers": numbers + more,
+        "departures": list(dict.fromkeys(apart)),
+    }
 
 
 def tested(claim: Claim) -> str:

@@ -39,9 +39,10 @@ def headed(sheet: Sheet) -> str:
 
 
 def entry(claim: claims.Claim, result: claims.Result) -> Entry:
-    """The verdict, and on how many models the test was passed."""
+    """The verdict, and on how many models the test was passed, or over how many attacks the average is."""
     verdict, passed = result["verdict"], result["passed"]
     if not passed:
         return Entry("–")
-    over = "" if claim["of"] == "average" else f": {sum(passed)} of {len(passed)}"
-    return Entry(verdict + over, "best" if verdict.startswith("holds") else "")
+    average = f"average of {result['attacks']}"
+    over = average if claim["of"] == "average" else f"{sum(passed)} of {len(passed)}"
+    return Entry(f"{verdict}: {over}", "best" if verdict.startswith("holds") else "")

@@ -50,12 +50,28 @@ def values(text: str, folder: Path) -> list[str]:
             return [str(i) for i in range(*(int(part) for part in inside.split(",")))]
         except (ValueError, TypeError) as error:
             raise ValueError(f"{text} is not understood: {error}") from error
-    if "=" in inside or "[" in inside:
-        raise ValueError(f"{text} is not understood: write glob(pattern), or the names one by one")
     names = sorted(path.stem for path in folder.glob("*.yaml"))
     if not names:
         raise ValueError(f"{text}: there is no config in {folder}; say --conf DIR")
-    return [name for name in names if fnmatch.fnmatch(name, bare(inside))]
+    wanted, unwanted = patterns(inside, text)
+    return [name for name in names if matches(name, wanted) and not matches(name, unwanted)]
+
+
+def patterns(inside: str, text: str) -> tuple[list[str], list[str]]:
+    """What a `glob(pattern or [patterns], exclude=...)` takes and what not. Raises ValueError for another one."""
+    found: dict[str, list[str]] = {"include": [], "exclude": []}
+    for place, part in zip(("include", "exclude"), split(inside), strict=False):
+        name, said, value = part.strip().partition("=")
+        name, value = (name, value) if said else (place, name)
+        if name not in found or len([*split(inside)]) > 2:
+            raise ValueError(f"{text} is not understood: write glob(pattern,exclude=[names]), or the names one by one")
+        value = value.strip()
+        found[name] += [bare(one) for one in split(value[1:-1] if value[:1] == "[" else value)]
+    return found["include"], found["exclude"]
+
+
+def matches(name: str, wanted: Iterable[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in wanted)
 
 
 def split(text: str) -> Iterator[str]:
@@ -89,6 +105,8 @@ def fits(cell: Cell, names: Mapping[str, str], settings: Mapping[str, str], type
         return False
     rest = {key: value for key, value in cell.items() if key not in (*AXES, "seed")}
     if typed is not None:
+        if any(key in typed and key not in cell for key in (*AXES, "seed")):
+            return False  # where nothing is said, the default is asked for; what was said may be another
         return rest == {key: value for key, value in typed.items() if key not in (*AXES, "seed")}
     return all(settings.get(key, value) == value for key, value in rest.items())
 

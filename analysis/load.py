@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis import schema, settings
+from analysis import schema, sealing, settings
 from analysis.index import Index
 from analysis.revisions import stale
 from analysis.schema import AXES, NEEDED, by_trigger, read_record
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 MADE = {"tables", "plots", "gallery", "report", "dashboards", "localisation"}
 SKIP = {"backdoors", "cache"} | MADE  # under the root: no cells
-CODE = (__file__, schema.__file__, settings.__file__)
+CODE = (__file__, schema.__file__, sealing.__file__, settings.__file__)
 
 
 @dataclass(frozen=True)

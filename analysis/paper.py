@@ -13,8 +13,6 @@ from analysis.sheets import (
     BASELINES,
     CHEATS,
     KINDS,
-    TOOK_ACC,
-    TOOK_ASR,
     Cell,
     Key,
     Sheet,
@@ -101,11 +99,11 @@ def took(cells: Mapping[Key, Cell]) -> dict[Key, Cell]:
 
 
 def comparable(cells: Mapping[Key, Mapping[Key, Cell]]) -> tuple[list[Key], tuple[Key, ...]]:
-    """Those defences that have numbers against the same attacks, the most of them; and these attacks."""
-    own = {d: tuple(took(row)) for d, row in cells.items()}
+    """Those defences that have numbers of the same seeds of the same attacks, the most of them; and these attacks."""
+    own = {d: tuple((a, tuple(r["seed"] for r in c.shown)) for a, c in took(row).items()) for d, row in cells.items()}
     sets = Counter(own.values())
-    attacks = max(sets, key=lambda found: (len(found), sets[found], found), default=())
-    return [d for d, found in own.items() if found == attacks], attacks
+    most = max(sets, key=lambda found: (len(found), sum(len(s) for _, s in found), sets[found], found), default=())
+    return [d for d, found in own.items() if found == most], tuple(attack for attack, _ in most)
 
 
 def average(cells: Mapping[Key, Cell], metric: str, rule: str) -> float:
@@ -174,7 +172,12 @@ def caption(sheet: Sheet, rule: str) -> Iterator[str]:
     many = f"{len(seeds)} seeds ({listed(seeds)}): mean ± standard deviation (n - 1)."
     yield many if len(seeds) > 1 else f"1 seed ({seeds[0]}), so no spread."
     clean, triggered = (listed(sorted(set(rows[key].dropna().astype(int))), " or ") for key in ("clean", "triggered"))
-    yield f"ACC on {clean} clean test images, ASR and RA on {triggered} triggered ones of other classes than the target."
+    rest = (
+        f"ASR and RA on {triggered} triggered ones of other classes than the target"
+        if triggered
+        else "ASR and RA unknown"
+    )
+    yield f"ACC on {clean} clean test images, {rest}."
     if sheet.dataset[0] == "digits":
         yield from DIGITS
 
@@ -207,18 +210,17 @@ def legend(sheet: Sheet, rule: str, columns: Mapping[str, Any]) -> Iterator[str]
 def notes(sheet: Sheet) -> Iterator[str]:
     weak = sheet.weak
     if len(weak):
-        clean = weak["clean_acc"].iloc[0]
-        near = (
-            f"ACC within {TOOK_ACC:g} of the clean models' {number(clean)}"
-            if clean == clean
-            else "no clean model to compare"
-        )
         which = []
         for row in weak.to_dict("records"):
             name = label((row["attack"], row["attack_settings"]))
+            clean = row["clean_acc"]
+            than = f", clean model {number(clean)}" if clean == clean else ""
             which.append(
-                f"{name} seed {row['seed']} (ASR {number(row['asr_before'])}, ACC {number(row['acc_before'])})"
+                f"{name} seed {row['seed']} (ASR {number(row['asr_before'])}, ACC {number(row['acc_before'])}{than})"
             )
-        yield f"† The attack did not take (needed: ASR of {TOOK_ASR:g}, {near}), so it counts in no average: {listed(which)}."
+        yield (
+            "† The attack did not take (by its gate: too little ASR, or an ACC too far from a clean model's), so it counts in "
+            f"no average: {listed(which)}."
+        )
     for problem in sheet.lost:
         yield str(problem)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from analysis.report_tables import (
 )
 from analysis.runs import Runs
 from analysis.settings import overrides
+from analysis.sheets import BASELINES
 
 
 # -- the page ----------------------------------------------------------------------------------------------------------
@@ -50,12 +51,17 @@ def make(root: Path | Runs, select: str) -> tuple[str, list[Problem]]:
     parts += [ledger_table(published, select)] if published else []
     parts += [problems_table(problems)] if problems else []
     facts = [
-        f"{len(frame):,} finished runs of {frame['defense'].nunique()} defences against {frame['attack'].nunique()} attacks "
+        f"{len(frame):,} finished runs of {kinds(frame['defense'])} defences against {kinds(frame['attack'])} attacks "
         f"(data sets: {frame['dataset'].nunique()}); problems: {len(problems):,}.",
         "ACC: clean accuracy on the test set. ASR: triggered images of other classes taken for the target. RA: the same "
         "images taken for their own class. All in percent.",
     ]  # fmt: skip
     return page("BackPrune report", facts, parts, pictures), problems
+
+
+def kinds(names: Iterable[str]) -> int:
+    """How many attacks or defences these are: a clean model, a stranger's and one left as it is are none."""
+    return len({*names} - {*BASELINES})
 
 
 def drawn(runs: Runs, select: str, measured: Rows) -> tuple[list[dict[str, str]], list[Problem]]:

@@ -14,7 +14,7 @@ from analysis.operating_point import SENTENCES
 from analysis.page import column, columns, table
 from analysis.render import plain
 from analysis.schema import AXES, METRICS
-from analysis.sheets import gate
+from analysis.sheets import BASELINES, gate
 
 Rows = Sequence[Mapping[str, Any]]
 Spec = dict[str, Any]
@@ -47,6 +47,7 @@ INNER = {
 def runs_table(frame: pd.DataFrame, settings: Mapping[str, Mapping[str, str]]) -> Spec:
     """`settings`: a cell's place -> its settings, as `defense.rule.at` -> `0.3`."""
     frame = gate(frame)
+    frame["took"] = frame["took"].astype(object).where(~frame["attack"].isin(BASELINES), None)
     rows: dict[str, list[Any]] = {str(name): frame[name].to_numpy(dtype=object).tolist() for name in frame}
     apart = zip(*(rows[f"{axis}_settings"] for axis in AXES), strict=True)
     rows["settings"] = ["; ".join(filter(None, own)) for own in apart]
@@ -67,8 +68,8 @@ def runs_table(frame: pd.DataFrame, settings: Mapping[str, Mapping[str, str]]) -
     return table(
         "runs",
         "Runs",
-        "One row per run; a click shows its command, machine and settings. took: whether the attack took; if not, the row proves "
-        "nothing about its defence. at: the threshold, in the defence's own unit.",
+        "One row per run; a click shows its command, machine and settings. took: whether the attack took, if one is known; if "
+        "not, the row proves nothing about its defence. at: the threshold, in the defence's own unit.",
         found,
         len(frame),
         rules=sorted(rules, key=lambda rule: rule != "clean_drop"),

@@ -42,15 +42,16 @@ def section(runs: Runs, judged: Sequence[claims.Judged]) -> Iterator[str]:
     """One folder of records, and the claims as each of its sheets has them."""
     root, found = runs.root, runs.sheets
     yield f"## {render.md(root.name)}"
+    lost = {p.where for p in runs.problems} - set(runs.frame["where"])
     weak = sum(int((~sheet.rows["took"]).sum()) for sheet in found)
     yield (
         f"{len(runs.frame)} finished cells, {weak} of them of attacks that did not take and so in no average; "
-        f"{len(runs.problems)} records that could not be counted. {commits(found)} "
+        f"{len(lost)} cells that could not be counted. {commits(found)} "
         f"[What was run, and how it departs from the papers](results/README.md#{render.slug(root.name)})."
     )
     if words := again(runs.frame["folder"]):
         yield "Any cell again, with its attack, defence and seed filled in:"
-        yield "\n".join(f"    {command}" for command in words)
+        yield "\n".join(f"    {render.plain(command)}" for command in words)
     yield "### Findings"
     tested: list[Table] = []
     for sheet, held in zip(found, judged, strict=True):

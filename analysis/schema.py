@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from analysis import sealing
 from analysis.operating_point import SENTENCES
 
 SCHEMA = 1
@@ -53,6 +54,7 @@ def read_record(path: Path) -> dict[str, Any]:
         check = is_percent if relearn_name(key) else OPTIONAL.get(key)
         if check is not None and value is not None and not check(value):
             raise ValueError(f"{key} is {str(value)[:40]!r}")
+    sealing.check(record)
     return record
 
 
@@ -79,6 +81,10 @@ def is_count(value: Any) -> bool:
 
 def is_amount(value: Any) -> bool:
     return type(value) in (int, float) and math.isfinite(value) and value >= 0
+
+
+def is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 def is_percent(value: Any) -> bool:
@@ -110,5 +116,5 @@ OPTIONAL: dict[str, Callable[[Any], bool]] = {
     "threads": is_count,
     "channels": is_count,
     "peak_memory_mib": is_amount,
-}
+} | {f"at_{rule}": is_number for rule in SENTENCES}
 """Columns that a record may lack (or hold null for), as one of an earlier version of the bench does."""

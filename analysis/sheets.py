@@ -58,15 +58,19 @@ def std(values: Sequence[float]) -> float:
 
 
 def gate(frame: pd.DataFrame) -> pd.DataFrame:
-    """Adds `took`, whether the attack took, where a record does not say so, and `clean_acc`, the clean models' mean ACC.
+    """Adds `took`, whether the attack took, where a record does not say so, and `clean_acc`, the ACC of the clean model of the
+    same seed, or the mean over seeds where that one has none.
 
     A defence against an attack that never worked proves nothing. A model without an attack passes: it is a control.
     """
     control = frame["attack"] == "none"
     models = frame[control].drop_duplicates([*PLACES, "attack_settings", "seed"])
-    clean = models.groupby(PLACES)["acc_before"].mean().rename("clean_acc").reset_index()
-    frame = frame.drop(columns="clean_acc", errors="ignore").merge(clean, on=PLACES, how="left")
-    if "clean_model_acc" in frame:  # that of the model's own seed
+    frame = frame.drop(columns="clean_acc", errors="ignore")
+    for name, by in (("clean_acc", [*PLACES, "seed"]), ("clean_mean", PLACES)):
+        clean = models.groupby(by)["acc_before"].mean().rename(name).reset_index()
+        frame = frame.merge(clean, on=by, how="left")
+    frame["clean_acc"] = frame["clean_acc"].fillna(frame.pop("clean_mean"))
+    if "clean_model_acc" in frame:
         frame["clean_acc"] = frame["clean_model_acc"].astype(float).fillna(frame["clean_acc"])
     near = ~((frame["acc_before"] - frame["clean_acc"]).abs() > TOOK_ACC + 1e-9)
     said = frame["took"] if "took" in frame else pd.Series(None, index=frame.index, dtype=object)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -94,10 +95,13 @@ def last_sweep(root: Path) -> list[str]:
     """The overrides of the sweep that was started last. Raises OSError or ValueError if they are not known."""
     config = yaml.safe_load(read_text(root / "multirun.yaml", 1 << 17))
     try:
-        words = config["hydra"]["overrides"]["task"]
-    except (TypeError, KeyError) as error:
+        words = [str(word) for word in config["hydra"]["overrides"]["task"]]
+        params = dict(
+            config["hydra"].get("sweeper", {}).get("params") or {}
+        )  # an experiment's own; what was typed comes last
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise ValueError("multirun.yaml names no overrides") from error
-    return [str(word) for word in words]
+    return [*(f"{key}={value}" for key, value in params.items()), *words]
 
 
 def status(root: Path, overrides: Sequence[str], conf: Path) -> list[tuple[dict[str, str], str, str]]:
@@ -164,7 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     except (OSError, ValueError, yaml.YAMLError) as error:
         return command.refuse(f"The sweep is not known: {reason(error)}.")
-    runs = [] if options.runs == Path("runs") else [f"runs={options.runs}"]
+    runs = [] if options.runs == Path("runs") else [shlex.quote(f"runs={options.runs}")]
     lines = list(said(cells, len(cells) if options.all else 10))
     if lines[-1].startswith("  python"):
         lines[-1] = " ".join([lines[-1], *runs])

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from analysis import schema
+from analysis import schema, sealing
 from bench import faults, files
 from bench.cli import one_cell, sentence
 from bench.errors import UserError
@@ -57,8 +57,7 @@ def parsed(path: Path) -> dict[str, Any]:
     found = json.loads(schema.read_text(path, schema.RECORD_LIMIT))
     if not isinstance(found, dict):
         raise ValueError("it is no mapping")
-    if found.get("digest_record", seal := seal_of(found)) != seal:
-        raise ValueError("it is not as it was written")
+    sealing.check(found)
     return found
 
 
@@ -123,13 +122,8 @@ def finish(folder: Path, beside: Mapping[str, str], record: Mapping[str, Any]) -
     found = {f"digest_{name}": folder / f"{name}.csv" for name in TABLES}
     digests = {name: files.sha256(place) for name, place in found.items() if place.exists()}
     whole = {**record, **digests}
-    whole["digest_record"] = seal_of(whole)
+    whole[sealing.SEAL] = sealing.seal_of(whole)
     return files.publish(path, json.dumps(whole, indent=1, allow_nan=False) + "\n")
-
-
-def seal_of(record: Mapping[str, Any]) -> str:
-    """The digest of all else that is in a record."""
-    return files.digest({key: value for key, value in record.items() if key != "digest_record"})
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from analysis.sealing import digest as digest
 from bench import faults
 
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
@@ -164,6 +165,8 @@ def make_folder(path: Path) -> None:
         if not stat.S_ISDIR(os.stat(path).st_mode):
             raise
     except FileNotFoundError:
+        if os.path.isdir(path.parent):  # /proc refuses a new folder in this way
+            raise
         make_folder(path.parent)
         make_folder(path)
     else:
@@ -217,19 +220,3 @@ def sealed(card: dict[str, Any]) -> str:
 def digest_of(content: str | bytes) -> str:
     """The sha256 of a file with this content."""
     return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()
-
-
-def digest(material: Any) -> str:
-    """sha256 of plain data as canonical JSON: independent of key order, and 5.0 counts as 5."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {str(key): plain(item) for key, item in value.items()}
-        if isinstance(value, list | tuple):
-            return [plain(item) for item in value]
-        if isinstance(value, float) and value.is_integer():
-            return int(value)
-        return value
-
-    text = json.dumps(plain(material), sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()

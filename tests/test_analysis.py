@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis import attacks, plots, tables
+from analysis import attacks, paper, plots, tables
 from analysis.load import load
 from analysis.operating_point import choose
 from analysis.render import csv_value, md, tex
+from analysis.sheets import sheets
 
 GOLDEN = Path(__file__).parent / "golden_runs"
 HOSTILE = "=1+1|$x$_%&#{}~^\\<b>*[a](b)`c`\x1b[31m"
@@ -104,7 +105,7 @@ def test_a_seed_whose_attack_did_not_take_counts_in_no_average(runs):
         change(folder, asr_before=79.9)
     texts = made(runs)
     assert table(texts["table.md"])["rnp"]["blend ACC"] == "97.6 (1 of 2 seeds†)"
-    assert "blend seed 3 (ASR 79.9, ACC 99.0)" in texts["table.md"]
+    assert "blend seed 3 (ASR 79.9, ACC 99.0, clean model 99.8)" in texts["table.md"]
     row = tidy(texts["table.csv"])["blend", "rnp"]
     assert (row["took"], row["seeds"], row["not_taken"]) == ("yes", "2", "3")
 
@@ -118,7 +119,31 @@ def test_the_record_says_whether_an_attack_took(runs):
     texts = made(runs)
     assert {tidy(texts["table.csv"])[attack, "clp"]["took"] for attack in ("blend", "badnets")} == {"no", "yes"}
     assert tidy(texts["table.csv"])["blend", "clp"]["took"] == "no"
-    assert "the clean models' 42.0" in texts["table.md"]
+    assert "clean model 42.0)" in texts["table.md"]
+
+
+def test_a_model_is_compared_with_the_clean_model_of_its_own_seed(runs):
+    """And only where there is none with the mean of the others: a seed of which both are bad took nevertheless."""
+    for folder in cells(runs, seed=3):
+        change(folder, acc_before=88.0)
+    (sheet,) = sheets(*load(runs))
+    assert sheet.before(("badnets", "")).column("acc", "fixed")[1] == 88.0 and all(sheet.rows["took"])
+    assert dict(zip(sheet.rows["seed"], sheet.rows["clean_acc"], strict=True))[3] == 88.0
+    for folder in cells(runs, "none", seed=2):
+        shutil.rmtree(folder)
+    (sheet,) = sheets(*load(runs))
+    assert set(sheet.rows["clean_acc"]) == {88.0}
+
+
+def test_averages_and_ranks_compare_the_same_seeds(runs):
+    for folder in cells(runs, defense="rnp", seed=3):
+        shutil.rmtree(folder)
+    for folder in cells(runs, defense="rnp"):
+        change(folder, asr_clean_drop=0.0)
+    (sheet,) = sheets(*load(runs))
+    cells_of = {d: {a: sheet.cell(d, a) for a in sheet.attacks} for d in sheet.rivals}
+    assert paper.comparable(cells_of)[0] == [("clp", "")]
+    assert "**" not in table(made(runs)["table.md"])["rnp"]["average ASR"]
 
 
 def test_the_table_of_attacks(runs, capsys, tmp_path):
@@ -137,6 +162,9 @@ def test_the_table_of_attacks(runs, capsys, tmp_path):
     assert found["badnets"]["poisoned"] == "109 of 1097 (9.94 %, 7 covers)" and found["none"]["took"] == "control"
     assert "blend seed 3 did not take: ASR 12.0" in text
     assert document.read_text() == f"before\n<!-- attacks -->\n\n{text.strip()}\n\n<!-- end of attacks -->\nafter\n"
+    for folder in cells(runs):
+        change(folder, device=None, threads=None)
+    assert "the defences ran on machines that are not known." in attacks.make(runs)[0]
     document.write_text("no marks")
     assert attacks.main(["--runs", str(runs), "--into", str(document)]) == 1
     assert "has no lines '<!-- attacks -->'" in capsys.readouterr().err and document.read_text() == "no marks"
@@ -154,7 +182,7 @@ def test_an_attack_that_never_took_is_struck_and_left_out(runs):
 
 def test_an_attack_that_cost_too_much_accuracy_did_not_take(runs):
     for folder in cells(runs, "badnets"):
-        change(folder, acc_before=94.6)  # the clean models have 99.7
+        change(folder, acc_before=94.0)  # the clean models have 99.6 and 99.8
     assert "~~" in table(made(runs)["table.md"])["rnp"]["badnets ASR"]
     for folder in cells(runs, "none"):
         shutil.rmtree(folder)
@@ -221,7 +249,16 @@ def test_a_damaged_record_is_named_and_never_counted(runs, text):
 
 
 @pytest.mark.parametrize(
-    "values", [{"acc_oracle": 101.0}, {"asr_before": None}, {"seed": -1}, {"defense": ""}, {"seconds": "1"}]
+    "values",
+    [
+        {"acc_oracle": 101.0},
+        {"asr_before": None},
+        {"seed": -1},
+        {"defense": ""},
+        {"seconds": "1"},
+        {"at_clean_drop": "abc"},
+        {"digest_record": "0"},
+    ],
 )
 def test_a_record_of_something_else_is_refused(runs, values):
     change(cells(runs)[0], **values)

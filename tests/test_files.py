@@ -331,3 +331,9 @@ def test_pictures_that_an_attack_is_given_are_in_the_keys(tmp_path, monkeypatch)
     assert (keys(pattern="white3"), keys(folder=None)) == plain
     assert "pictures" not in config.backdoor_material(BASE | {"attack": {"pattern": "white3"}}, "digest")
     assert "pictures" not in config.backdoor_material(BASE | {"attack": {"pattern": "white3"}}, "digest")
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="no /proc")
+def test_a_place_that_takes_no_folder_says_so():
+    with pytest.raises(OSError, match="nothing"):
+        files.make_folder(Path("/proc/nothing/below"))

@@ -46,6 +46,10 @@ def test_the_page_says_how_any_cell_is_made_again(runs):
         (cell / ".hydra" / "overrides.yaml").write_text("".join(f"- {word}\n" for word in words))
     line = "\n    python bench/run.py scale=cpu 'dataset.root=my images' attack=ATTACK defense=DEFENSE seed=SEED\n"
     assert results.page(runs.parent).count(line) == 1
+    (cell / ".hydra" / "overrides.yaml").write_text('- "a=1\\n\\n# Injected \\uD800"\n')
+    assert "\n# Injected" not in results.page(runs.parent)
+    (cell / ".hydra" / "config.yaml").unlink()  # counted nevertheless
+    assert "; 0 cells that could not be counted" in results.page(runs.parent)
 
 
 def test_every_claim_is_about_what_the_bench_has():
@@ -190,6 +194,10 @@ def test_the_first_table_has_every_claim_beside_every_folder(runs):
     assert list(rows) == [render.md(c["claim"]) for c in claims.claims()]
     assert rows["RNP at 0.3, best in its log, leaves BadNets below 5 % ASR"] == ["**holds: 3 of 3**", "in part: 2 of 3"]
     assert rows["FT-SAM leaves ASR below 10 %"] == ["–", "–"]
+    assert (
+        rows["RNP leaves ASR below 10 % on average over its twelve attacks (5.03)"]
+        == ["**holds where tested: average of 1**"] * 2
+    )
     shutil.rmtree(runs / "imagefolder/resnet18/badnets")
     shutil.rmtree(runs.with_name("other"))
     assert "At a glance" not in results.page(runs.parent)  # these test nothing

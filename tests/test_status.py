@@ -73,6 +73,11 @@ def test_other_settings_are_another_cell(runs):  # noqa: F811
             "- attack=badnets\n- 'defense=clp'\n- train=fast\n- threads=1\n"
         )
     assert states(runs, [*SWEEP, "threads=2"]) == {"done": 10, "missing": 2}
+    for folder in cells(runs, "badnets", "clp"):  # what is not said is the default, which `digits` here may not be
+        (folder / ".hydra" / "overrides.yaml").write_text("- attack=badnets\n- defense=clp\n- dataset=digits\n")
+    assert states(runs) == {"done": 10, "missing": 2} and states(runs, [*SWEEP, "dataset=digits"]) == {"done": 12}
+    for folder in cells(runs, "badnets", "clp"):
+        (folder / ".hydra" / "overrides.yaml").write_text("- attack=badnets\n- 'defense=clp'\n- train=fast\n")
     assert states(runs, ["attack=badnets", "defense=clp", "seed=2", "train=fast"]) == {"done": 1}
 
 
@@ -82,7 +87,11 @@ def test_the_last_sweep_is_what_is_asked_about(runs, capsys):  # noqa: F811
     (runs / "multirun.yaml").write_text(json.dumps({"hydra": {"overrides": {"task": [*SWEEP, "seed=2,3,4"]}}}))
     assert status.main(["--runs", str(runs)]) == 0
     assert capsys.readouterr().out.startswith("18 cells: 12 done, 6 missing.")
-    for text in ("a: [", "[]", "hydra: {overrides: {task: [nonsense]}}"):
+    asked = {"overrides": {"task": ["defense=clp"]}, "sweeper": {"params": {"attack": "badnets,sig", "seed": "2,3"}}}
+    (runs / "multirun.yaml").write_text(json.dumps({"hydra": asked}))  # as an experiment's file has it
+    assert status.main(["--runs", str(runs)]) == 0
+    assert capsys.readouterr().out.startswith("4 cells: 2 done, 2 missing.")
+    for text in ("a: [", "[]", "hydra: {overrides: {task: [nonsense]}}", "hydra: {overrides: {task: 5}}"):
         (runs / "multirun.yaml").write_text(text)
         assert status.main(["--runs", str(runs)]) == 1
         assert "The sweep is not known" in capsys.readouterr().err
@@ -139,9 +148,14 @@ def test_forms_of_overrides(tmp_path):
     for name in ("blend", "badnets", "wanet"):
         (tmp_path / "attack" / f"{name}.yaml").touch()
     assert [c["attack"] for c in expand(["attack=glob(b*)"], tmp_path)] == ["badnets", "blend"]
+    for text, found in (
+        ("glob(*,exclude=[wanet,bl*])", ["badnets"]),
+        ("glob([b*,w*],exclude=blend)", ["badnets", "wanet"]),
+    ):
+        assert [c["attack"] for c in expand([f"attack={text}"], tmp_path)] == found
     assert [c["seed"] for c in expand(["seed=range(2,5)", "runs=x"], tmp_path)] == ["2", "3", "4"]
     assert expand(["a=[1,2],[3]", "b='x,y'", "~c"], tmp_path) == [
         {"a": "[1,2]", "b": "x,y", "~c": ""}, {"a": "[3]", "b": "x,y", "~c": ""}]  # fmt: skip
-    for wrong in ("attack=glob([a],exclude=b)", "seed=range(x)", "defense=glob(*)", "word"):
+    for wrong in ("attack=glob(a,b,c)", "attack=glob(a,without=b)", "seed=range(x)", "defense=glob(*)", "word"):
         with pytest.raises(ValueError, match=r"not understood|no config|no override"):
             expand([wrong], tmp_path)
