@@ -154,7 +154,8 @@ def latex(tables: Sequence[Table]) -> str:
     lines = [r"% needs \usepackage{booktabs} and \usepackage{graphicx}"]
     for table in tables:
         label = slug(table.title)
-        lines += [r"\begin{table}", r"\centering\small", rf"\caption{{{' '.join(map(tex, table.caption))}}}"]
+        caption = " ".join(map(tex, [f"{table.title}.", *table.caption]))  # a paper has no other heading
+        lines += [r"\begin{table}", r"\centering\small", rf"\caption{{{caption}}}"]
         lines += [rf"\label{{tab:{label}}}\par\medskip", *tex_grids(table.grid)]
         for title, grid in table.more:
             lines += [r"\par\medskip", rf"{tex(title)}:\par\smallskip", *tex_grids(grid)]

@@ -13,7 +13,7 @@ from rich.console import Console
 from test_analysis import GOLDEN, HOSTILE, cells, change, made, runs, table, tidy  # noqa: F401 - runs is a fixture
 
 from analysis import attacks, tables, terminal
-from analysis.render import Entry, Grid, blocks
+from analysis.render import Entry, Grid, Table, blocks, latex
 
 PAPER = r"""\documentclass{article}
 \usepackage{booktabs,graphicx}
@@ -51,6 +51,12 @@ def test_latex_compiles(runs, tmp_path_factory, by):  # noqa: F811
     done = subprocess.run(command, cwd=out, capture_output=True, text=True, errors="replace")
     assert done.returncode == 0, done.stdout[-2000:]
     assert (out / "paper.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_a_latex_caption_says_which_data_set_and_network():
+    grid = Grid([("", ["defence"])], [[Entry("clp")]], 1)
+    text = latex([Table("cifar10_jpeg, resnet18: fixed", ["Two seeds."], grid, [], [])])
+    assert r"\caption{cifar10\_jpeg, resnet18: fixed. Two seeds.}" in text
 
 
 def test_rows_are_grouped_by_kind_and_what_cheats_is_last(runs):  # noqa: F811
