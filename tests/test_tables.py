@@ -148,6 +148,23 @@ def test_the_view_in_the_terminal_has_every_number_and_fits(width):
     assert len(heads) == {60: 7, 100: 4, 250: 2}[width]  # pieces, and the seeds
 
 
+@pytest.mark.parametrize("width", [30, 60, 80])
+def test_long_headings_cut_no_number_off_in_the_terminal(width):
+    """As an attack's settings are: far longer than the numbers below them. The last column has more than one word."""
+    long = [f"cl (attack.eps={i}, attack.pattern=checker4, attack.poison_rate=0.8)" for i in range(3)]
+    row = [Entry("defense"), *(Entry(f"8{i}.7 (1 of 2 seeds)" if i % 3 == 0 else f"8{i}.7") for i in range(9))]
+    groups = [("", ["defence"]), *((name, ["ACC", "ASR", "RA"]) for name in long), ("", ["relearn 10 ASR"])]
+    each = Grid([("", ["defence"]), *(("", [name]) for name in long)], [row[:4]], 4)
+    whole = Grid(groups, [[*row, Entry("5.7")]], 1, {0: "not finished"})
+    out = io.StringIO()
+    terminal.show([Table("t", [], whole, [("seeds", each)], [])], Console(file=out, width=width))
+    text = out.getvalue()
+    assert "…" not in text and max(map(len, text.splitlines())) <= width
+    assert set(re.findall(r"\d+\.7", text)) == {e.text.partition(" ")[0] for e in (*row[1:], Entry("5.7"))}
+    assert len(re.findall(r"^ defence ", text, re.M)) == len(re.findall(r"^ defense ", text, re.M)) > 1
+    assert width < 60 or text.count("(1 of 2 seeds)") == 4  # where they fit, they are not broken
+
+
 def test_hostile_names_do_nothing_to_the_terminal(runs):  # noqa: F811
     for folder in cells(runs, defense="rnp"):
         change(folder, defense="[red]x[/red][/] \x1b[31m")
