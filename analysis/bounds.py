@@ -30,6 +30,7 @@ def draw_bounds(sheet: Sheet, measured: Mapping[tuple[Key, Key], Rows], points: 
         "Above: the share of the backdoor's channels among the first that a defence prunes, mean over seeds whose attack took; "
         "dotted: pruning by chance. Below: the ASR that is left, a line per seed. "
     ) + ("Black: the bound, by a control that sees the trigger." if sheet.cheats & set(defenses) else "")
+    titles = [heading(sheet, a) for a in attacks]
     page = Page(
         sheet,
         below,
@@ -37,13 +38,14 @@ def draw_bounds(sheet: Sheet, measured: Mapping[tuple[Key, Key], Rows], points: 
         len(attacks),
         (2.9, 3.6),
         stacked=2,
+        titles=titles,
     )
     canvas = Canvas(page, seen)
     curves: Mapping[Any, pd.DataFrame] = dict(iter(points.groupby(PAIR, sort=False))) if len(points) else {}
     largest = max(row["channels"] for rows in measured.values() for row in rows)
     x = counting(largest)
-    for i, attack in enumerate(attacks):
-        above = canvas.panel(i, 0, x, percent(), {"left": "found (%)", "title": heading(sheet, attack)}, last=False)
+    for i, (attack, title) in enumerate(zip(attacks, titles, strict=True)):
+        above = canvas.panel(i, 0, x, percent(), {"left": "found (%)", "title": title}, last=False)
         under = canvas.panel(i, 1, x, percent(), {"left": "ASR (%)", "below": "pruned channels"}, last=True)
         every = np.unique(np.geomspace(1, largest, 60).astype(int))
         canvas.ax.plot(*above.points(every, 100 * every / largest), color=chance[0], linestyle=chance[2], linewidth=0.9)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.drawing import EDGE, Look, Page
+from analysis.drawing import EDGE, HOLLOW, Look, Page
 from analysis.sheets import Key
 
 MOST = 6000  # dots on the lines of a page: where there are more, they hide each other
@@ -137,10 +137,9 @@ class Canvas:
             for took in (True, False):
                 if found := self.marks.get((defense, took)):
                     x, y = np.concatenate(found, axis=1)
-                    inside = colour if took else "none"
+                    edge = EDGE if took else HOLLOW | {"markeredgecolor": colour}
                     self.ax.plot(
-                        x, y, marker, color=colour, markerfacecolor=inside, markersize=6, **EDGE, zorder=3,
-                        scalex=False, scaley=False,
+                        x, y, marker, color=colour, markersize=6, **edge, zorder=3, scalex=False, scaley=False
                     )  # fmt: skip
         self.ax.add_collection(LineCollection(self.sides, colors="black", linewidths=0.8, zorder=2.5), autolim=False)
         return self.page

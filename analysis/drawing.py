@@ -40,8 +40,10 @@ STYLE: Any = {
     "path.simplify": True,
 }
 EDGE: dict[str, Any] = {"markeredgecolor": "black", "markeredgewidth": 0.6}
+HOLLOW: dict[str, Any] = {"markerfacecolor": "none", "markeredgewidth": 1.2}  # with an edge in the defence's colour
 ACROSS = 4  # panels in a row
 LETTER = 0.075  # inches, of a letter of the legend
+LINE = 0.155  # inches, of a line of a panel's title
 ROOM = (0.12, 0.12, 0.12, 0.32)
 UNDER = 0.42
 """Of panels that share the labels of the lowest: around each, and below all."""
@@ -71,6 +73,11 @@ def heading(sheet: Sheet, attack: Key) -> str:
     return fill(f"{text(attack)} (took on {took} of {len(models)} seeds)", 34)
 
 
+def short(name: str, letters: int = 40) -> str:
+    """As much of a name as there is room for; where something is left out, that shows."""
+    return name if len(name) <= letters else f"{name[: letters - 1]}…"
+
+
 def name_of(sheet: Sheet, defense: Key) -> str:
     return text(defense) + (" (cheats)" if defense in sheet.cheats else "")
 
@@ -95,6 +102,7 @@ class Page:
     line: bool = True
     under: float = 0.0  # below the last row, for labels that all rows share
     right: float = 0.1  # right of the last column
+    titles: Sequence[str] = ()  # of the panels: `room` is for one line, and each row gets more for its longest
 
     def __post_init__(self) -> None:
         from matplotlib.figure import Figure
@@ -102,6 +110,9 @@ class Page:
         left, bottom, right, top = self.room
         self.columns = max(1, min(self.count, self.across))
         self.rows = math.ceil(self.count / self.columns)
+        more = [LINE * title.count("\n") for title in self.titles]
+        starts = range(0, self.rows * self.columns, self.columns)
+        self.more = [max(more[start : start + self.columns], default=0.0) for start in starts]
         self.cell = self.size[0] + left + right, self.size[1] + bottom + top
         self.width = max(5.0, self.columns * self.cell[0] + self.margin + self.right)
         self.title = fill(f"{text(self.sheet.dataset)}, {text(self.sheet.model)}", int(self.width / 0.1))
@@ -111,7 +122,7 @@ class Page:
         self.ncols = math.ceil(len(self.legend) / max(1, lines))  # as even as they fit
         self.foot = 0.15 + self.under + 0.17 * (self.sentence.count("\n") + 1) + 0.19 * lines
         self.head = 0.1 + 0.2 * (self.title.count("\n") + 1)
-        self.height = self.foot + self.head + self.rows * self.cell[1]
+        self.height = self.foot + self.head + self.rows * self.cell[1] + sum(self.more)
         self.figure = Figure(figsize=(self.width, self.height))
         self.ax = self.figure.add_axes((0, 0, 1, 1))  # in inches
         self.ax.set(xlim=(0, self.width), ylim=(0, self.height))
@@ -154,7 +165,7 @@ class Page:
         row, column = divmod(place, self.columns)
         left, bottom, _, _ = self.room
         x = (self.width - self.columns * self.cell[0] + self.margin - self.right) / 2 + column * self.cell[0] + left
-        y = self.foot + (self.rows - 1 - row) * self.cell[1] + bottom
+        y = self.foot + (self.rows - 1 - row) * self.cell[1] + sum(self.more[row + 1 :]) + bottom
         gap = 0.1
         tall = (self.size[1] - gap * (self.stacked - 1)) / self.stacked
         return [(x, y + (self.stacked - 1 - i) * (tall + gap), self.size[0], tall) for i in range(self.stacked)]

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as tensors
 
 from analysis import command
-from analysis.drawing import STYLE, save
+from analysis.drawing import STYLE, save, short
 from analysis.load import Problem, reason
 from analysis.render import plain
 from analysis.schema import is_count, read_text
@@ -158,18 +158,13 @@ def draw(dataset: str, shown: Sequence[Sample]) -> Figure:
         axes.imshow(sheet, interpolation="nearest", aspect="auto")
         axes.axis("off")
         name = sample.attack if len(nets) == 1 else f"{sample.attack} ({sample.model})"
-        write(left, top - 0.21, clipped(name, 24), fontsize=10, fontweight="bold")
+        write(left, top - 0.21, short(plain(name), 24), fontsize=10, fontweight="bold")
         numbers = f"ASR {sample.asr:.1f}   ACC {sample.acc:.1f}   seed {sample.seed}"
-        write(left, top - 0.06, clipped(numbers, 38), fontsize=7.5, color="#444444")
+        write(left, top - 0.06, short(numbers, 38), fontsize=7.5, color="#444444")
         for row, text in enumerate(ROWS if column == 0 else ()):
             write(left - 0.08, top + tall * (row + 0.5) / 3, text, fontsize=8.5, ha="right", va="center")
     write(width / 2, height - 0.12, below, fontsize=8, ha="center", va="bottom")
     return figure
-
-
-def clipped(text: str, letters: int) -> str:
-    text = plain(text)
-    return text if len(text) <= letters else text[: letters - 1] + "…"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

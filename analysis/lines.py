@@ -93,14 +93,14 @@ def pages(
     attacks = [a for a in sheet.attacks if a in there]
     if not attacks:
         return None
-    canvas = Canvas(Page(sheet, below, names, len(attacks), (2.5, 3.6), ROOM, stacked=3, under=UNDER), look)
+    titles = [heading(sheet, a) for a in attacks]
+    page = Page(sheet, below, names, len(attacks), (2.5, 3.6), ROOM, stacked=3, under=UNDER, titles=titles)
+    canvas = Canvas(page, look)
     panels = []
     for j, metric in enumerate(METRICS):
         words = {"left": f"{metric.upper()} (%)", "below": under}
-        titles = [heading(sheet, a) if j == 0 else "" for a in attacks]
-        panels.append(
-            [canvas.panel(i, j, x, percent(), words | {"title": t}, last=j == 2) for i, t in enumerate(titles)]
-        )
+        every = (words | {"title": title if j == 0 else ""} for title in titles)
+        panels.append([canvas.panel(i, j, x, percent(), own, last=j == 2) for i, own in enumerate(every)])
     index = {attack: i for i, attack in enumerate(attacks)}
     chosen = sheet.rows.reindex(
         columns=[*PAIR, "where", f"{column}_{rule}", *(f"{metric}_{rule}" for metric in METRICS)]

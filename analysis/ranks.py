@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from analysis.drawing import Page, name_of
+from analysis.drawing import Page, name_of, short
 from analysis.paper import comparable
 from analysis.sheets import Key, Sheet, mean
 
@@ -115,8 +115,7 @@ def draw_ranks(sheet: Sheet, points: pd.DataFrame, rule: str) -> Page | None:
         end = 1 - 0.02 * k if best else k + 0.02 * k
         rank = found.average[defense]
         ax.plot([rank, rank, end], [axis, y, y], color="#444444", linewidth=0.8, clip_on=False, zorder=1)
-        shown = (
-            f"{name_of(sheet, defense)[:36]} ({rank:.1f})" if best else f"({rank:.1f}) {name_of(sheet, defense)[:36]}"
-        )
+        name = short(name_of(sheet, defense), 36)
+        shown = f"{name} ({rank:.1f})" if best else f"({rank:.1f}) {name}"
         ax.text(end, y, f" {shown} ", ha="left" if best else "right", va="center", fontsize=8, clip_on=False)
     return page

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.canvas import Canvas, Scale, around, mark, percent
-from analysis.drawing import ACROSS, EDGE, ROOM, UNDER, Page, heading, looks, name_of, text
+from analysis.drawing import ACROSS, EDGE, ROOM, UNDER, Page, heading, looks, name_of, short, text
 from analysis.paper import took
 from analysis.render import plain
 from analysis.sheets import BASELINES, Cell, Key, Sheet, mean, number
@@ -39,13 +39,14 @@ def draw_tradeoff(sheet: Sheet, points: pd.DataFrame, rule: str) -> Page | None:
         f"upper left. Grey steps: the Pareto front of the means over seeds, without what cheats.{hollow}"
     )
     names = {name_of(sheet, d): s for d, s in look.items()}
-    page = Page(sheet, below, names, len(attacks), (2.5, 2.4), ROOM, line=False, under=UNDER)
+    titles = [heading(sheet, a) for a in attacks]
+    page = Page(sheet, below, names, len(attacks), (2.5, 2.4), ROOM, line=False, under=UNDER, titles=titles)
     canvas = Canvas(page, look)
     drawn = [acc for of_cell in found.values() for _, acc, _ in of_cell]
     room = 0.08 * (max(drawn) - min(drawn)) + 0.5  # a marker at the rim stays whole
     x, y = percent(20), around(min(drawn) - room, min(max(drawn) + room, 101.5))
     words = {"below": "ASR (%)", "left": "ACC (%)"}
-    panels = [canvas.panel(i, 0, x, y, words | {"title": heading(sheet, a)}, last=True) for i, a in enumerate(attacks)]
+    panels = [canvas.panel(i, 0, x, y, words | {"title": title}, last=True) for i, title in enumerate(titles)]
     for defense in look:
         own = [(i, *spot) for i in range(len(attacks)) for spot in found[defense, i]]
         if own:
@@ -96,7 +97,7 @@ def draw_heatmap(sheet: Sheet, points: pd.DataFrame, rule: str) -> Page | None:
     """Attacks by defences: ASR after, and the ACC that it cost."""
     attacks, defenses = sheet.attacks, sheet.defenses
     wide, tall = max(2.0, 0.42 * len(defenses)), max(0.8, 0.3 * len(attacks))
-    names = [name_of(sheet, d)[:40] for d in defenses], [text(a)[:40] for a in attacks]
+    names = [short(name_of(sheet, d)) for d in defenses], [short(text(a)) for a in attacks]
     longest = [max(map(len, of_axis)) for of_axis in names]
     room = (0.3 + 0.08 * longest[1], 0.25 + 0.08 * longest[0], 0.75, 0.4)
     below = (
@@ -207,7 +208,7 @@ def draw_layers(sheet: Sheet, pruned: pd.DataFrame, rule: str) -> Page | None:
     there, on = {key[2:4] for key in shares}, {key[:2] for key in shares}
     defenses = [d for d in sheet.defenses if d in there]
     attacks = [a for a in sheet.attacks if a in on]
-    names = [plain(layer)[:40] for layer in layers], [name_of(sheet, d)[:40] for d in defenses]
+    names = [short(plain(layer)) for layer in layers], [short(name_of(sheet, d)) for d in defenses]
     size = (max(2.2, 0.13 * len(layers)), max(0.7, 0.2 * len(defenses)))
     side, foot = 0.2 + 0.075 * max(map(len, names[1])), 0.2 + 0.06 * max(map(len, names[0]))
     most = max(1.0, *shares.values())
@@ -216,9 +217,11 @@ def draw_layers(sheet: Sheet, pruned: pd.DataFrame, rule: str) -> Page | None:
         "colours grow with the square root. White: no number."
     )
     across = max(1, min(ACROSS, int((14 - side) / (size[0] + 0.15))))
+    titles = [heading(sheet, a) for a in attacks]
     page = Page(
-        sheet, below, {}, len(attacks), size, (0.0, 0.08, 0.15, 0.28), margin=side, across=across, under=foot, right=0.6
-    )
+        sheet, below, {}, len(attacks), size, (0.0, 0.08, 0.15, 0.28), margin=side, across=across, under=foot, right=0.6,
+        titles=titles,
+    )  # fmt: skip
     canvas = Canvas(page, {})
     scale = Scale(0, most, {v: str(v) for v in (0, 1, 5, 10, 20, 30, 50, 70, 100) if v <= most})
     for i, attack in enumerate(attacks):
@@ -226,7 +229,7 @@ def draw_layers(sheet: Sheet, pruned: pd.DataFrame, rule: str) -> Page | None:
         box = page.boxes(i)[0]
         canvas.squares(box, np.array(values, dtype=float), partial(shade, scale=scale, power=0.5))
         first, lowest = i % page.columns == 0, i + page.columns >= page.count
-        named(canvas, box, names, heading(sheet, attack), 6, side=first, foot=lowest)
+        named(canvas, box, names, titles[i], 6, side=first, foot=lowest)
     x, y, wide, tall = page.boxes(page.columns - 1)[0]
     root = Scale(0, math.sqrt(most), {math.sqrt(v): str(v) for v in scale.ticks})
     canvas.bar((x + wide + 0.12, y, 0.1, tall), partial(shade, scale=root), root)

@@ -4,6 +4,7 @@ import itertools
 import random
 import shutil
 
+import matplotlib as mpl
 import pandas as pd
 import pytest
 from hypothesis import given, settings
@@ -13,12 +14,12 @@ from test_analysis import GOLDEN, HOSTILE, cells, change, runs  # noqa: F401 - r
 
 from analysis import plots
 from analysis.curves import curves, layers
-from analysis.drawing import looks, slugs
-from analysis.lines import TOLD_APART, thinned
+from analysis.drawing import STYLE, looks, short, slugs
+from analysis.lines import TOLD_APART, draw_counts, thinned
 from analysis.load import load
 from analysis.ranks import ranks, test
 from analysis.sheets import sheets
-from analysis.spots import pareto
+from analysis.spots import draw_layers, draw_tradeoff, pareto
 
 test.__test__ = False
 LAYERS = "layer,channels,fixed,clean_drop,oracle\nfeatures.1,32,0,8,1\nfeatures.4,64,1,0,64\n"
@@ -103,6 +104,49 @@ def test_curves_of_chosen_rows(runs):  # noqa: F811
     assert not problems
     assert set(points["seed"]) == {2, 3}
     assert (points.groupby("seed")["pruned"].min() == 0).all()
+
+
+# -- room and colours --------------------------------------------------------------------------------------------------
+def drawn(runs, draw, read=layers):  # noqa: F811
+    frame, problems = load(runs)
+    (sheet,) = sheets(frame, problems)
+    with mpl.rc_context(STYLE):
+        return draw(sheet, read(frame)[0], "clean_drop")
+
+
+@pytest.mark.parametrize(("draw", "read"), [(draw_counts, curves), (draw_layers, layers), (draw_tradeoff, layers)])
+def test_a_title_of_many_lines_lies_over_nothing(runs, draw, read):  # noqa: F811
+    for folder in cells(runs, "b*"):  # six panels: two rows
+        for i in range(4):
+            new = folder.parents[1].with_name(f"{folder.parts[-3]}{i}") / folder.parent.name / folder.name
+            shutil.copytree(folder, new)
+            change(new, attack=f"{folder.parts[-3]}{i} " + "word " * 20)
+    for path in runs.glob("digits/vgg5/*/*/*/curve.csv"):
+        (path.parent / "layers.csv").write_text(LAYERS)
+    page = drawn(runs, draw, read)
+    page.figure.canvas.draw()
+    titles = [t for t in page.ax.texts if t.get_text().count("\n") > 2]
+    boxes = [t.get_window_extent().transformed(page.ax.transData.inverted()) for t in titles]
+    (head,) = [t.get_window_extent() for t in page.ax.texts if t.get_text() == page.title]
+    top = head.transformed(page.ax.transData.inverted()).y0
+    panels = [box for i in range(page.count) for box in page.boxes(i)]
+    assert len(boxes) == 8 and max(box.y1 for box in boxes) < top
+    for box in boxes:
+        assert not any(y < box.y1 and y + tall > box.y0 and x < box.x1 and x + w > box.x0 for x, y, w, tall in panels)
+
+
+def test_hollow_markers_keep_the_colours_of_their_defences(runs):  # noqa: F811
+    for folder in cells(runs, "blend"):
+        change(folder, took=False)
+    lines = [line for line in drawn(runs, draw_tradeoff).ax.lines if line.get_marker() not in ("None", "")]
+    hollow = [line for line in lines if line.get_markerfacecolor() == "none"]
+    assert hollow and {line.get_markeredgecolor() for line in lines if line not in hollow} == {"black"}
+    assert all(line.get_markeredgecolor() == line.get_color() for line in hollow)
+
+
+def test_a_name_that_is_cut_off_says_so():
+    assert short("layer" * 8) == "layer" * 8
+    assert short("layer" * 8 + "1") == ("layer" * 8)[:39] + "…"
 
 
 # -- layers ------------------------------------------------------------------------------------------------------------
