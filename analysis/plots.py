@@ -56,7 +56,8 @@ def draw(
         rows = {"curves": along, "thresholds": along, "layers": within}
         lines, layers = (digest(own.drop(columns=NAMES, errors="ignore")) for own in (along, within))
         digests = {"curves": lines, "thresholds": lines, "layers": layers}
-        base = digest(sheet.dataset, sheet.model, sheet.rows, sheet.lost, rule)
+        tried = sorted(sheet.tried)  # from other files than the records
+        base = digest(sheet.dataset, sheet.model, sheet.rows, sheet.lost, tried, rule)
         todo = {}
         for name in only:
             sources[name + slug] = source = digest(base, name, digests.get(name))

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import friedmanchisquare
-from test_analysis import GOLDEN, HOSTILE, cells, change, runs  # noqa: F401 - runs is a fixture
+from test_analysis import GOLDEN, HOSTILE, cells, change, runs, set_line  # noqa: F401 - runs is a fixture
 
 from analysis import plots
 from analysis.curves import curves, layers
@@ -64,6 +64,19 @@ def test_only_pictures_that_would_change_are_drawn_again(runs, tmp_path, capsys)
     assert "heatmap.png" in drawn() and drawn("--select", "fixed") == every
     (out / ".drawn.json").write_text('{"heatmap.png": 3, ')
     assert drawn("--select", "fixed") == every
+
+
+def test_a_picture_is_drawn_again_where_other_settings_were_given_by_hand(runs, tmp_path, capsys):  # noqa: F811
+    """Which stand in no record, and say who is a rival."""
+    new = cells(runs, "blend", "rnp", 2)[0].with_name("s2-aaaaaaaa")
+    shutil.copytree(cells(runs, "blend", "rnp", 2)[0], new)
+    change(new, id="aaaaaaaa", max_drop=2.0)
+    set_line(new, "max_drop: 5.0", "max_drop: 2.0")
+    command = ["--runs", str(runs), "--out", str(tmp_path / "out"), "--kinds", "svg", "--only", "heatmap"]
+    assert plots.main(command) == plots.main(command) == 0
+    assert "there already" in capsys.readouterr().out
+    (new / ".hydra" / "overrides.yaml").write_text("[defense.rule.at=0.3]")
+    assert plots.main(command) == 0 and "there already" not in capsys.readouterr().out
 
 
 @pytest.mark.filterwarnings("error")
