@@ -50,8 +50,8 @@ def read_channels(path: Path) -> dict[str, np.ndarray]:
 
 
 def standard(values: np.ndarray) -> np.ndarray:
-    """Relative to the layer; all 0 in a layer without spread."""
-    spread = values.std(ddof=1) if len(values) > 1 else 0.0
+    """Relative to the layer; all 0 in a layer without spread, whose standard deviation may be a rounding error."""
+    spread = values.std(ddof=1) if np.ptp(values) > 0 else 0.0
     return (values - values.mean()) / spread if spread > 0 and math.isfinite(spread) else np.zeros(len(values))
 
 
@@ -71,8 +71,16 @@ def order(scores: Layers, rule: str) -> dict[str, np.ndarray]:
 
 
 def truth(tac: Layers, share: float = SHARE) -> tuple[np.ndarray, np.ndarray]:
-    """Over all layers, one after the other: the relative TAC, and whether a channel is one of the backdoor's."""
+    """Over all layers, one after the other: the relative TAC, and whether a channel is one of the backdoor's.
+
+    Raises ValueError for a TAC that tells no channels apart: some would be the backdoor's by their place in the file.
+    """
+    for layer, values in tac.items():
+        if not np.isfinite(values).all():
+            raise ValueError(f"the TAC of layer {layer[:60]!r} has a number that is not finite")
     relative = np.concatenate([standard(values) for values in tac.values()])
+    if not relative.any():
+        raise ValueError("the TAC is the same for all channels of each layer")
     count = max(1, round(share * len(relative)))
     wanted = np.zeros(len(relative), dtype=bool)
     wanted[np.argsort(-relative, kind="stable")[:count]] = True

@@ -83,6 +83,19 @@ def test_scores_of_other_layers_or_sizes_are_refused():
 
 
 @pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"a": np.where(np.arange(64) == 7, np.nan, TAC["a"])}, "'a' has a number that is not finite"),
+        ({"b": np.where(np.arange(136) == 7, np.inf, TAC["b"])}, "'b' has a number that is not finite"),
+        ({"a": np.full(64, 0.1), "b": np.full(136, 0.7)}, "the same for all channels"),
+    ],
+)
+def test_a_tac_that_tells_no_channels_apart_is_refused(wrong, said):
+    with pytest.raises(ValueError, match=said):
+        measure(TAC | wrong, TAC, Z)
+
+
+@pytest.mark.parametrize(
     "text", ["", "layer,channel,tac\n", "layer,channel,tac\na,1,0\n", "layer,channel,tac\na,0,x\n", "a,b\na,0\n"]
 )
 def test_a_damaged_file_is_refused(text, tmp_path):
