@@ -124,7 +124,7 @@ def table(sheet: Sheet, rows: Sequence[Mapping[str, Any]], share: float) -> Tabl
         ("", ["attacks"]),
     ]
     counts = sorted({(r["k"], r["channels"]) for r in every_row})
-    notes = [legend(sheet, share)]
+    notes = [legend(sheet, counts)]
     if elsewhere:
         notes.append(
             f"Left out, because their scores are about other layers (convolutions) than TAC: {', '.join(elsewhere)}."
@@ -134,8 +134,8 @@ def table(sheet: Sheet, rows: Sequence[Mapping[str, Any]], share: float) -> Tabl
     if partly:
         notes.append(f"Scored only some channels, the others count as pruned last: {', '.join(partly)}.")
     caption = [
-        f"Backdoor channels: the {share:.0%} of all channels whose trigger-activated change (TAC), relative to their layer, is "
-        f"largest ({'; '.join(f'{k} of {n}' for k, n in counts)}).",
+        f"Backdoor channels: the {100 * share:g} % of all channels whose trigger-activated change (TAC), relative to their "
+        f"layer, is largest ({'; '.join(f'{k} of {n}' for k, n in counts)}).",
         "Mean ± standard deviation over seeds whose attack took. By chance the AUROC of one model would scatter around 0.50 by "
         f"{' or '.join(dict.fromkeys(number(scatter(k, n), 2) for k, n in counts))}.",
     ]  # fmt: skip
@@ -148,10 +148,12 @@ def scatter(k: int, n: int) -> float:
     return math.sqrt((n + 1) / (12 * k * (n - k))) if 0 < k < n else math.nan
 
 
-def legend(sheet: Sheet, share: float) -> str:
+def legend(sheet: Sheet, counts: Sequence[tuple[int, int]]) -> str:
+    """`counts`: how many channels of how many are the backdoor's."""
+    chance = " or ".join(dict.fromkeys(f"{k / n:.2g}" for k, n in counts))
     said = (
         f"AUROC: of the scores in the order in which the defence prunes; 0.5 is chance, below it backdoor channels are spared. "
-        f"P@k: the share of backdoor channels among the first k pruned, k being their number; chance is {share:g}. "
+        f"P@k: the share of backdoor channels among the first k pruned, k being their number; chance is {chance}. "
         "rank corr.: Spearman's, over all channels. In bold the highest AUROC of each attack, in italics the second."
     )
     cheats = [label(d) for d in sheet.defenses if d in sheet.cheats]

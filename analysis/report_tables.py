@@ -135,8 +135,8 @@ def means_table(rows: Rows, max_drops: Iterable[float]) -> Spec:
 def channels_table(rows: Rows) -> Spec:
     """`rows`: of `localisation.measured`."""
     note = (
-        f"Scores against the trigger-activated change of each channel; the backdoor's channels are the {SHARE:.0%} where it "
-        "is largest in relation to their layer. auroc: 0.5 is chance. precision: among the first k pruned, k being their "
+        f"Scores against the trigger-activated change of each channel; the backdoor's channels are the {100 * SHARE:g} % where "
+        "it is largest in relation to their layer. auroc: 0.5 is chance. precision: among the first k pruned, k being their "
         "number. rank: Spearman's correlation."
     )
     shown = [{key: value for key, value in row.items() if key not in ("where", "curve")} for row in rows]

@@ -154,6 +154,19 @@ def test_the_table_of_a_sweep(runs, capsys):
     assert "**" not in line(runs, "rnp") and "2 of 200" in said and "| none" not in said
 
 
+def test_small_shares_and_their_chance_are_said_in_full(runs):
+    said = localisation.make(runs, 0.004)[0]["localisation.md"]
+    assert "the 0.4 % of all channels" in said and "(1 of 200)" in said and "chance is 0.005." in said
+
+
+def test_a_cell_whose_tac_is_not_finite_is_named_and_left_out(runs):
+    for path in runs.glob("backdoors/digits/vgg5/blend/*/tac.csv"):
+        path.write_text(csv_of(TAC | {"a": np.full(64, np.nan)}))
+    texts, problems = localisation.make(runs)
+    assert "blend" not in texts["localisation.csv"] and len(problems) == 4
+    assert all("not measured: the TAC of layer 'a' has a number that is not finite" in str(p) for p in problems)
+
+
 def test_a_seed_whose_attack_did_not_take_counts_nowhere(runs):
     for path in runs.glob("digits/vgg5/blend/*/s3-*/record.json"):
         path.write_text(json.dumps(json.loads(path.read_text()) | {"took": False}))
