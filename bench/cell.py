@@ -61,12 +61,17 @@ def parsed(path: Path) -> dict[str, Any]:
     return found
 
 
-def finished(folder: Path, beside: Sequence[str], dataset: Mapping[str, Any]) -> dict[str, Any] | None:
-    """As `read`. Raises UserError if the cell was run on other images than lie there now.
+def finished(folder: Path, beside: Sequence[str], dataset: Mapping[str, Any], own: str) -> dict[str, Any] | None:
+    """As `read`. Raises UserError if the cell was run on other images than lie there now, or if its id is not its `own`.
 
     Only what their stamp does not answer is looked into, and it is not asked where images are gone or none was recorded.
     """
     found = read(folder, beside=beside)
+    if found and found.get("id", own) != own:
+        raise UserError(
+            f"{folder} holds another cell ({found['attack']} / {found['defense']} / seed {found['seed']}): let the bench "
+            "name the folders, and say with runs=DIR where they are to be."
+        )
     if found is None or (then := found.get("images_stamp")) is None:
         return found
     if stamp(dataset).get("images_stamp") in (then, None) or digest_of(json.dumps(dataset)) == found["data"]:

@@ -1,4 +1,4 @@
-"""What may be chosen: a choice that is no file is refused, also where Hydra itself would pass over it in silence.
+"""What may be chosen: what would be passed over in silence, or cancelled by something else that was said, is refused.
 
 A group that may be left out is `optional` in conf/config.yaml, and of an optional one Hydra skips what it does not find: that is
 how a preset is looked up, and it must not happen to a person's `experiment=rnp_tabel1`.
@@ -12,7 +12,13 @@ from typing import Any
 from bench.errors import UserError, nearest
 
 OPTIONAL = ("then", "check", "experiment", "scale")
-"""Groups of which nothing need be chosen; `none` and `null` both say so, in a sweep too (`then=none,ft`)."""
+"""Groups of which nothing need be chosen; `none`, `null` and `~` all say so, in a sweep too (`then=none,ft`)."""
+
+LOOKED_UP = ("preset", "experiment", "scale")
+"""Groups whose files for one attack or defence are looked up by its name: preset@defense, experiment@_global_, ..."""
+
+TRAINS = {"experiment": ("none",), "scale": ("none", "full")}
+"""Groups that say how to train, but for these choices."""
 
 Options = Callable[[str], Sequence[str]]
 """The choices of a group; none where there is no such group."""
@@ -20,17 +26,23 @@ Options = Callable[[str], Sequence[str]]
 
 def compose(make: Callable[[list[str]], Any], words: Iterable[str], options: Options) -> Any:
     """What `make` composes of these words, with Hydra's own node. Raises UserError for a choice that there is not."""
-    cfg = make(spelt(words, options))
-    check(cfg.hydra.runtime.choices, options)
+    said = spelt(words, options)
+    cfg = make(said)
+    check(cfg.hydra.runtime.choices, options, {word.partition("=")[0].lstrip("+") for word in said})
     return cfg
 
 
 def spelt(words: Iterable[str], options: Options) -> list[str]:
-    """The words of a command line with `none` for the `null` of an optional group. Raises UserError for that of another."""
+    """The words of a command line with `none` where nothing is to be chosen. Raises UserError for what cannot be chosen."""
     found = []
     for word in words:
-        group, _, choice = word.partition("=")
-        if choice == "null" and group in OPTIONAL:
+        name, said, choice = word.partition("=")
+        group = name.lstrip("+~")
+        if said and group.partition("@")[0] in LOOKED_UP and "@" in group:
+            raise UserError(f"{word} cannot be chosen: it is looked up by name; ~{group} leaves it out.")
+        if group == "experiment" and ("," in choice or "(" in choice):
+            raise UserError(f"{word}: one experiment per command, as each has attacks, defences and seeds of its own.")
+        if group in OPTIONAL and (choice == "null" or (name.startswith("~") and not said)):
             word = f"{group}=none"
         elif choice == "null" and (known := options(group)):
             raise UserError(f"{word} is no choice: {nearest(choice, known)}")
@@ -38,9 +50,18 @@ def spelt(words: Iterable[str], options: Options) -> list[str]:
     return found
 
 
-def check(chosen: Mapping[str, Any], options: Options) -> None:
-    """Raises UserError if an optional group's choice is none that it has. `chosen`: group -> choice, as composed."""
+def check(chosen: Mapping[str, Any], options: Options, said: Iterable[str] = ()) -> None:
+    """Raises UserError for an optional group's choice that it has not, and for a training that another choice would undo.
+
+    `chosen`: group -> choice, as composed. `said`: the names on the command line.
+    """
     for group in OPTIONAL:
         choice = chosen.get(group)
         if choice not in (None, "none") and choice not in (known := options(group)):
             raise UserError(f"{group}={choice} does not exist: {nearest(str(choice), known)}")
+    for group, without in TRAINS.items():
+        if "train" in said and (choice := chosen.get(group)) not in (None, *without):
+            raise UserError(
+                f"train={chosen.get('train')} would be overwritten by {group}={choice}, which says how to train: leave one of "
+                "them out, or give single settings, such as train.epochs=50."
+            )

@@ -23,12 +23,20 @@ def name(choices: Mapping[str, Any], seed: int) -> str:
 
 
 def words(typed: Sequence[str]) -> list[str]:
-    """The command line, with what goes without saying: a folder of images for a data set is an image folder; and `-m`, which
+    """The command line, with what goes without saying: a folder of images for a data set is an image folder; and flags, which
     Hydra does not understand between other words, at its end."""
-    typed = sorted(typed, key=("-m", "--multirun").__contains__)
-    chosen = {word.lstrip("+~").partition("=")[0] for word in typed}
+    chosen = {word.lstrip("+~").partition("=")[0] for word in typed if not word.endswith("=null")}
     folder = "dataset.root" in chosen and not chosen & {"dataset", "experiment"}
-    return [*typed, "dataset=imagefolder"] if folder else list(typed)
+    told, flags = [], []
+    rest = iter([*typed, *(["dataset=imagefolder"] if folder else [])])
+    for word in rest:
+        if word in ("-m", "--multirun"):
+            flags.append(word)
+        elif word in ("-c", "--cfg", "-p", "--package"):
+            flags += [word, *([value] if (value := next(rest, None)) is not None else [])]
+        else:
+            told.append(word)
+    return told + flags
 
 
 def one_cell(record: Mapping[str, Any]) -> str:
@@ -125,6 +133,10 @@ def sentence(error: BaseException) -> str:
             )
         if type(e).__name__ in ("ScannerError", "ParserError", "ConstructorError", "ComposerError"):
             return f"a config file is not plain YAML: {' '.join(str(e).split())}"
+        if type(e).__name__ == "OverrideParseException":
+            key, _, value = str(getattr(e, "override", "")).partition("=")
+            quoted = f"\"{key}='{Path(value).expanduser()}'\""
+            return f"{key}={value} is not understood: a value with such characters needs quotes within the shell's, {quoted}."
     head = str(error).strip().splitlines() or [""]
     if type(error).__module__.startswith(("hydra", "omegaconf")):
         return " ".join(line.strip() for line in head if line.strip())

@@ -42,9 +42,11 @@ KNOWN: dict[str, dict[str, type | None]] = {
 NULL = {"threads", "save", "checkpoint", "check", "allow", "selection.stop", "gate.max_drop", "model.checkpoint"}
 """Those of them that may be null; what a class takes may be null where its signature says so."""
 
-LEAST = {"seed": 0, "threads": 1, "checkpoint": 0, "dataset.split_seed": 0} | dict.fromkeys(
-    ("gate.max_drop", "selection.max_drop", "selection.stop"), 0
-)
+LEAST = {"threads": 1, "workers": 1} | dict.fromkeys(
+    ("seed", "checkpoint", "dataset.split_seed", "dataset.augment.shift", "gate.max_drop", "gate.min_asr", "clean.mix",
+     "selection.max_drop", "selection.stop"), 0
+)  # fmt: skip
+MOST = {"gate.min_asr": 100}
 DEVICE = re.compile(r"auto|spread|cpu|mps|cuda(:\d+)?")
 
 BESIDES: dict[str, dict[str, type | None]] = {"model": {"checkpoint": str}}
@@ -100,6 +102,10 @@ def check_nameable(config: Mapping[str, Any]) -> None:
             raise UserError(
                 f"{node}={said} must be settings, as conf/ has them: change those, such as {node}.NAME=VALUE."
             )
+    if (
+        isinstance(workers := config.get("workers"), int) and workers < 1
+    ):  # launchers read it before any cell is looked at
+        raise UserError(f"workers={workers}: there must be at least one.")
     runs = config.get("runs")
     if not (isinstance(runs, str) and runs.strip()):
         raise UserError(f"runs={'null' if runs is None else runs} must be a folder, the one that results go to.")
@@ -133,6 +139,8 @@ def _check_entries(
             raise UserError(f"{here}={value} must be {WORDS[kind]}.")
         if here in LEAST and value < LEAST[here]:
             raise UserError(f"{here}={value} must be at least {LEAST[here]}.")
+        if here in MOST and value > MOST[here]:
+            raise UserError(f"{here}={value} must be at most {MOST[here]}.")
         if here == "selection.rule" and value not in SENTENCES:
             raise UserError(f"selection.rule={value} is unknown: {nearest(str(value), SENTENCES)}")
         if here == "retry" and value not in ("failed", "never"):
@@ -167,8 +175,6 @@ def _nodes(value: Any) -> Iterator[dict[str, Any]]:
 
 def check_workers(workers: int, launcher: str) -> None:
     """Raises UserError where `workers` would be read by nobody."""
-    if workers < 1:
-        raise UserError(f"workers={workers}: there must be at least one.")
     if launcher == "basic" and workers > 1:
         raise UserError(f"workers={workers} needs a launcher: launcher=joblib (or submitit_local, ray).")
 

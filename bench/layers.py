@@ -74,6 +74,12 @@ def running_variance(bn: nn.BatchNorm2d, layer: str, method: str) -> Tensor:
     return variance
 
 
+def check_pairing(pairing: str) -> None:
+    """Raises UserError for one that there is not."""
+    if pairing not in ("dataflow", "registration_order"):
+        raise UserError(f"pairing={pairing} is unknown: use dataflow or registration_order.")
+
+
 def conv_bn_pairs(model: nn.Module, shape: tuple[int, int, int], pairing: str = "dataflow") -> dict[str, nn.Conv2d]:
     """Which convolution feeds each BatchNorm2d: BN name -> Conv2d. BN layers fed by anything else are left out.
 
@@ -83,6 +89,7 @@ def conv_bn_pairs(model: nn.Module, shape: tuple[int, int, int], pairing: str = 
 
     `shape`: (channels, height, width) of one image, used by `dataflow` only.
     """
+    check_pairing(pairing)
     if pairing == "registration_order":
         pairs, conv = {}, None
         for name, module in model.named_modules():
@@ -96,9 +103,6 @@ def conv_bn_pairs(model: nn.Module, shape: tuple[int, int, int], pairing: str = 
                     )
                 pairs[name] = conv
         return pairs
-    if pairing != "dataflow":
-        raise UserError(f"pairing={pairing} is unknown: use dataflow or registration_order.")
-
     names = {module: name for name, module in batch_norms(model, "pairing").items()}
     # Outputs are kept alive, so no two share an id; the version tells an output changed in place (ReLU) from an untouched one.
     written: list[tuple[Tensor, int, nn.Conv2d]] = []

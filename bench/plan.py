@@ -50,6 +50,8 @@ class Plan:
             raise UserError(f"precision={self.precision} is unknown: use fp32 or bf16.")
         if self.batch_size < 1 or self.epochs < 0 or self.lr < 0:
             raise UserError("batch_size must be at least 1, epochs and lr not negative.")
+        if (self.iterations is not None and self.iterations < 1) or self.momentum < 0 or self.weight_decay < 0:
+            raise UserError("iterations must be at least 1, momentum and weight_decay not negative.")
 
     def optimise(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
         """The optimiser of these parameters, at the learning rate the schedule starts from."""

@@ -198,6 +198,10 @@ class Sweep:
     def __post_init__(self) -> None:
         if self.by not in ("at", "number"):
             raise UserError(f"sweep.by={self.by} is unknown: use at or number.")
+        numbers = all(isinstance(n, int | float) and not isinstance(n, bool) for n in self.points)
+        if not numbers or (self.by == "number" and any(n < 0 or n != int(n) for n in self.points)):
+            what = "whole numbers of channels (sweep.by=at takes thresholds)" if self.by == "number" else "numbers"
+            raise UserError(f"sweep.points={list(self.points)} must be {what}.")
 
     def masks(self, rule: Rule, scores: Scores) -> Iterator[tuple[float, Mask]]:
         """(number, mask) from few to many pruned channels, each larger than the last, and the paper's own point among them."""

@@ -41,7 +41,7 @@ def main(cfg: DictConfig) -> dict[str, str]:
     settings = plain(cfg)
     wanted = ["purified.safetensors"] if config.saves(settings) else []
     try:
-        if done := cell.finished(folder, wanted, settings["dataset"]):
+        if done := cell.finished(folder, wanted, settings["dataset"], config.run_id(settings)):
             config.check_own(settings)
             log.info("done already: %s", cli.one_cell(done))
             return note | {"state": "passed"}

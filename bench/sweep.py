@@ -26,6 +26,7 @@ from typing import Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from bench import files, turn
+from bench.errors import UserError
 from bench.progress import console
 
 MODEL = r"[+~]*(dataset|model|attack|train|experiment|scale|seed)\b"
@@ -101,6 +102,8 @@ class Watch:
     """
 
     def __init__(self, cells: int | None = None) -> None:
+        if cells == 0:
+            raise UserError("this sweep has no cell in it: a glob() or range() of its takes nothing.")
         self.cells = cells
         self.notes: Path | None = None
         self.started = 0.0

@@ -72,6 +72,8 @@ def check(config: Mapping[str, Any], typed: Sequence[str]) -> None:
 def allowed(config: Mapping[str, Any]) -> list[str]:
     """The packages that were allowed by name."""
     allow = config.get("allow") or []
+    if not isinstance(allow, str | list | tuple):
+        raise UserError(f"allow={allow} must be names of packages: allow=[mypackage].")
     return [allow] if isinstance(allow, str) else list(allow)
 
 

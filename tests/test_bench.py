@@ -198,6 +198,7 @@ WRONG = {
     "runs=/dev/null/x": "cannot use /dev/null",
     "train.lr=1e30": "training diverged",
     "seed=abc": "seed=abc must be a whole number",
+    "attack=none check=relearn gate.max_drop=null train.epochs=1": "this attack puts nothing on an image",
     "seed=null": "seed=null must be a whole number",
     "selection.max_drop=-1": "selection.max_drop=-1 must be at least 0",
     "dataset.mean=[]": "dataset.mean=[] must be numbers, one for each of 3 channels",
@@ -229,6 +230,11 @@ NAMELESS = {
     "experiment=rnp_tabel1": "experiment=rnp_tabel1 does not exist: did you mean 'rnp_table1'",
     "seed=2,3 scale=cpu,cpuu": "scale=cpuu does not exist: did you mean 'cpu'",
     "then=tf": "then=tf does not exist: there is: ft.",
+    "experiment=clp train=fast": "train=fast would be overwritten by experiment=clp",
+    "experiment=clp,rnp_log": "one experiment per command",
+    "attack=glob(xyz*)": "this sweep has no cell in it",
+    "launcher=joblib workers=0": "workers=0: there must be at least one",
+    "runs=/tmp/ü": "a value with such characters needs quotes within the shell's, \"runs='/tmp/ü'\".",
     "check=again": "check=again does not exist: there is: relearn.",
     "runs=": "runs= must be a folder",
     "runs=null": "runs=null must be a folder",
@@ -385,3 +391,11 @@ def test_help_is_for_people():
     assert status == 0
     for word in ("ASR", "attack=badnets", "make tables", "badnets, blend", "selection.max_drop"):
         assert word in said
+
+
+def test_one_folder_for_two_cells_is_refused(tmp_path):
+    """Hydra can be told to; a finished cell would be handed out as another."""
+    words = (*PLAIN, "attack=none", "defense=none", f"runs={tmp_path / 'runs'}", f"hydra.run.dir={tmp_path / 'one'}")
+    assert bench(*words)[0] == 0
+    status, said = bench(*words, "seed=9")
+    assert status == 1 and "holds another cell (none / none / seed 2): let the bench name the folders" in said

@@ -45,7 +45,7 @@ ALLOWED = {  # module (or package) -> what of the project it may import; imports
     "bench.cli": {"bench.errors"},
     "bench.cell": {"analysis", "analysis.schema", "bench.cli", "bench.errors", "bench.faults", "bench.files", "bench.parts"},
     "bench.trust": {"bench.errors"},
-    "bench.sweep": {"bench.files", "bench.progress", "bench.turn"},
+    "bench.sweep": {"bench.errors", "bench.files", "bench.progress", "bench.turn"},
     "bench.machine": {"bench", "bench.errors"},
     "bench.tracking": {"bench.errors", "analysis.login"},
     "bench.board": {"bench.errors", "bench.tracking"},

@@ -1,7 +1,7 @@
 """Settings that no cell can be run with are one sentence, before anything is trained; all that conf/ says is taken."""
 
 import pytest
-from cells import choices, composed
+from cells import build, choices, composed
 
 from bench import choices as chosen
 from bench import cli, config
@@ -37,11 +37,33 @@ def test_whatever_conf_says_is_taken(group):
         ("train.lr=inf", "train.lr=inf must be finite"),
         ("dataset.std=[1,1,nan]", r"dataset.std=\[1, 1, nan\] must be finite"),
         ("clean=null", "clean=null must be settings"),
+        ("gate.min_asr=200", "gate.min_asr=200 must be at most 100"),
+        ("clean.mix=-5", "clean.mix=-5 must be at least 0"),
+        ("dataset.augment.shift=-1", "dataset.augment.shift=-1 must be at least 0"),
+        ("allow=5", "allow=5 must be names of packages"),
     ],
 )
 def test_what_is_null_not_finite_or_out_of_range_is_said_at_once(word, says):
     with pytest.raises(UserError, match=says):
         config.check(plain(composed(word)))
+
+
+@pytest.mark.parametrize(
+    ("part", "words", "says"),
+    [
+        ("defense", ["defense=clp", "defense.pairing=typo"], "pairing=typo is unknown"),
+        ("defense", ["defense=fmp", "defense.pairing=typo"], "pairing=typo is unknown"),
+        ("defense", ["defense=anp", "defense.sweep.points=[0.1,2]"], "must be whole numbers of channels"),
+        ("defense", ["defense=anp", "~preset@defense", "defense.sweep.points=[a]"], "must be numbers"),
+        ("train", ["+train.iterations=0"], "iterations must be at least 1"),
+        ("train", ["train.weight_decay=-1"], "weight_decay not negative"),
+    ],
+)
+def test_what_is_wrong_is_said_when_a_part_is_built(part, words, says):
+    """That is before anything is trained."""
+    with pytest.raises(Exception, match="Error in call") as error:
+        build(composed(*words)[part])
+    assert says in cli.sentence(error.value)
 
 
 @pytest.mark.parametrize(
@@ -56,12 +78,20 @@ def test_nothing_is_a_choice_where_one_may_be_left_out():
     """`null` as in conf/config.yaml, or `none`; Hydra refuses the first with a sentence about lists."""
     bare = api_composed("defense=clp")
     for group in chosen.OPTIONAL:
-        for word in ("null", "none"):
-            assert api_composed("defense=clp", f"{group}={word}") == bare
+        for word in (f"{group}=null", f"{group}=none", f"~{group}"):
+            assert api_composed("defense=clp", word) == bare
     assert api_composed("defense=clp", "then=ft") != bare
+    for word, says in (
+        ("preset@defense=x", "looked up by name; ~preset@defense leaves it out"),
+        ("+attack=null", "is no choice"),
+    ):
+        with pytest.raises(UserError, match=says):
+            api_composed(word)
     with pytest.raises(UserError, match="scale=cpuu does not exist: did you mean 'cpu'"):
         api_composed("scale=cpuu")
 
 
 def test_many_cells_may_be_asked_for_anywhere_in_a_command():
     assert cli.words(["run.py", "seed=2", "-m", "attack=sig"]) == ["run.py", "seed=2", "attack=sig", "-m"]
+    typed = ["run.py", "-m", "dataset.root=D", "--cfg", "job", "seed=2"]
+    assert cli.words(typed) == ["run.py", "dataset.root=D", "seed=2", "dataset=imagefolder", "-m", "--cfg", "job"]

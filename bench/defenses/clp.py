@@ -12,7 +12,7 @@ import torch
 
 from bench.defenses.base import PruningDefense
 from bench.errors import UserError
-from bench.layers import batch_norms, conv_bn_pairs, running_variance
+from bench.layers import batch_norms, check_pairing, conv_bn_pairs, running_variance
 
 
 class CLP(PruningDefense):
@@ -21,6 +21,7 @@ class CLP(PruningDefense):
     def __init__(self, pairing="dataflow", **pruning):
         super().__init__(**pruning)
         self.pairing = pairing
+        check_pairing(pairing)
 
     def score(self, model, data):
         layers = batch_norms(model, "CLP")

@@ -18,7 +18,7 @@ from torch import nn
 from bench.data import generator
 from bench.defenses.base import PruningDefense
 from bench.errors import UserError
-from bench.layers import batch_norms, conv_bn_pairs
+from bench.layers import batch_norms, check_pairing, conv_bn_pairs
 from bench.pruning import apply
 from bench.training import to_unit
 
@@ -29,6 +29,7 @@ class FMP(PruningDefense):
         self.images, self.alpha, self.eps, self.normalise, self.pairing = images, alpha, eps, normalise, pairing
         if normalise not in ("once", "twice"):
             raise UserError(f"defense.normalise={normalise} is unknown: use once or twice.")
+        check_pairing(pairing)
 
     def score(self, model, data):
         batch_norms(model, "FMP")
