@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import signal
 import sys
 import threading
@@ -95,6 +96,10 @@ LOST |= {"UncompletedJobError": ENDED, "FailedJobError": ENDED}
 """What launchers raise when a worker of theirs is gone, by the name of the exception: they need not be installed."""
 
 
+EXTRAS = ("joblib", "slurm", "ray")
+"""What pyproject.toml calls the packages of the launchers."""
+
+
 def causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
@@ -111,12 +116,16 @@ def sentence(error: BaseException) -> str:
         options = getattr(e, "options", None)
         if options and getattr(e, "missing_cfg_file", None):
             group, _, wrong = str(e.missing_cfg_file).rpartition("/")  # type: ignore[attr-defined]
+            if group == "hydra/launcher" and (extra := wrong.partition("_")[0].replace("submitit", "slurm")) in EXTRAS:
+                return f"launcher={wrong} needs a package that is not installed: pip install 'backprune[{extra}]'."
             return f"{group}={wrong} does not exist: {nearest(wrong, options)}"
     for e in chain:  # a key that does not exist: the error carries the node that lacks it
         node = getattr(e, "parent_node", None)
         key = getattr(e, "full_key", None)
         if node is not None and key and hasattr(node, "keys") and "not in struct" in str(e):
-            last = str(key).rpartition(".")[2]
+            group, _, last = str(key).rpartition(".")
+            if any(word.startswith(f"{group}=") and re.search("[,(]", word) for word in sys.argv):
+                return f"{key} is no setting of the default {group}: in a sweep over {group}s write ++{key}=VALUE."
             return f"{key} is not a setting of the bench: {nearest(last, [str(k) for k in node])}"
     for e in chain:
         if (isinstance(e, OSError) and e.errno in FULL) or "No space left on device" in str(e):

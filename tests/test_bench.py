@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -233,12 +234,15 @@ NAMELESS = {
     "experiment=clp train=fast": "train=fast would be overwritten by experiment=clp",
     "experiment=clp,rnp_log": "one experiment per command",
     "attack=glob(xyz*)": "this sweep has no cell in it",
+    "dataset=cifar10,gtsrb dataset.download=true": "in a sweep over datasets write ++dataset.download=VALUE",
     "launcher=joblib workers=0": "workers=0: there must be at least one",
     "runs=/tmp/ü": "a value with such characters needs quotes within the shell's, \"runs='/tmp/ü'\".",
     "check=again": "check=again does not exist: there is: relearn.",
     "runs=": "runs= must be a folder",
     "runs=null": "runs=null must be a folder",
 }
+if find_spec("ray") is None:
+    NAMELESS["launcher=ray"] = "launcher=ray needs a package that is not installed: pip install 'backprune[ray]'"
 
 
 def test_what_keeps_a_cell_from_being_named_is_said_before_it_has_a_folder(tmp_path):
