@@ -32,7 +32,9 @@ class PieceBlend(Overlay):
             raise UserError(
                 f"attack.alpha={alpha} must be in 0..1 and attack.mask_rate={mask_rate} at least 0, below 1."
             )
-        self.train_alpha, self.removed = alpha, int(pieces * mask_rate)
+        self.train_alpha, self.removed = alpha, round(pieces * mask_rate)
+        if self.removed == pieces:
+            raise UserError(f"attack.mask_rate={mask_rate} leaves none of the {pieces} pieces on a training image.")
 
     def draw(self, count, seed):
         """Which pieces each image lacks: int64 [count, removed]."""

