@@ -52,7 +52,7 @@ def cases():
         ("ablend", "alpha", (0, 1.5)),
         ("ablend", "test_alpha", (0,)),
         ("ablend", "pieces", (0, 15, 400)),
-        ("ablend", "mask_rate", (-0.1, 1)),
+        ("ablend", "mask_rate", (-0.1, 0.97, 1)),
         ("adappatch", "opacities", ("[0.5]", "[0.5, 0.2, 0.5, 2]")),
         ("ftrojan", "positions", ("[]", "[[15]]", "[[32, 1]]", "[3, 4]")),
         ("ftrojan", "channels", ("[]", "[3]")),

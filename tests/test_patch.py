@@ -55,3 +55,9 @@ def test_what_the_mask_leaves_out_is_not_computed_and_nothing_differs(seed, shar
     trigger.dtype, trigger.rounding = dtype, rounding
     given_away = x.clone()
     assert trigger.stamp(x).equal(Trigger.stamp(trigger, x)) and x.equal(given_away)
+
+
+def test_as_many_pieces_are_taken_away_as_in_the_authors_code():
+    """round(), and not what is left of the point: 5 of 16 at 0.3."""
+    made = [PieceBlend(torch.zeros(3, 8, 8), 0.5, 0.5, 16, rate, num_classes=10, target=0) for rate in (0.3, 0.5)]
+    assert [trigger.draw(2, 0)[0].shape[1] for trigger in made] == [5, 8]
