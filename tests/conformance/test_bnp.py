@@ -53,5 +53,5 @@ def test_pruned_channels_and_counts(bnp_folder):
     assert sets
     for k, channels in sets.items():
         mask = ZScore(k).mask(found, k)
-        assert check_sets(mask, channels, theirs, k, atol=1e-5) >= 0.95 * sum(map(len, theirs.values()))
+        assert check_sets(mask, channels, theirs, k, rtol=1e-5, atol=1e-5) >= 0.95 * sum(map(len, theirs.values()))
         check_counts(bnp_folder, mask, arrays[f"counts_k{k:g}"], ("weight",))
