@@ -4,11 +4,11 @@ Wang, Yao, Xu, An & Wang, "An Invisible Black-box Backdoor Attack through Freque
 YCrCb, block DCT, +magnitude at two positions of Cr and Cb, and back); as in BackdoorBench's code, with its defaults.
 The orthonormal DCT is linear, so raising a coefficient adds a multiple of one cosine to the block: that is done here.
 Bytes between the two conversions are rounded and truncated as there (OpenCV's 14-bit conversion).
-Departures: one byte in seven comes out one above BackdoorBench's (none below), whose Y plane seems to go through the DCT as
-well and to be cut off after it; values that leave 0..255 saturate, where BackdoorBench's bytes wrap. BackdoorBench's yaml lists positions
-that crash it; these are the paper's pairs. Images smaller than the window are one block, with the positions in
-proportion; larger ones have more blocks of the same size, and a border that fills none stays as it is. Gray
-images have no colour: the gray is treated as Cr would be.
+Departures: one byte in seven comes out one above BackdoorBench's (none below), whose Y plane seems to go through the
+DCT as well and to be cut off after it; values that leave 0..255 saturate, where BackdoorBench's bytes wrap.
+BackdoorBench's yaml lists positions that crash it; these are the paper's pairs. Images smaller than the window are one
+block, with the positions in proportion; larger ones have more blocks of the same size, and a border that fills none
+stays as it is. Gray images have no colour: the gray is treated as Cr would be.
 """
 
 import math
