@@ -165,6 +165,13 @@ def _defense(name: str, settings: Sequence[str], preset: str | None) -> Defense:
     from bench import run  # Hydra takes a second to load
 
     words = [f"dataset={preset}"] if preset else ["~preset@defense"]
+    for word in settings:
+        key = word.lstrip("+~").partition("=")[0]
+        if not key.startswith("defense.") and key not in ("then", "experiment", "scale", "preset@defense"):
+            raise UserError(
+                f"settings: {word} is none of the defence's: these are defense.NAME=VALUE and then=NAME; seed, max_drop and "
+                "images are arguments."
+            )
     try:
         given = run.composed(f"defense={name}", *words, *settings)
         config.check(given)
@@ -196,6 +203,8 @@ def _classes(model: nn.Module, images: ImageSet) -> int:
     try:
         logits = model.eval()(to_unit(images.x[:2]))
         classes = logits.shape[1]
+        if logits.ndim != 2 or len(logits) != len(images.x[:2]):
+            raise ValueError(f"its logits are {list(logits.shape)}, where [N, classes] is needed")
     except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
         why = str(error).strip().partition("\n")[0]
         raise UserError(

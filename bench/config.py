@@ -137,6 +137,8 @@ def _check_entries(
             continue
         if kind is not None and not _fits(value, kind):
             raise UserError(f"{here}={value} must be {WORDS[kind]}.")
+        if here == "model.checkpoint" and not value.strip():
+            raise UserError("model.checkpoint is empty: name the file with the weights, or leave it out.")
         if here in LEAST and value < LEAST[here]:
             raise UserError(f"{here}={value} must be at least {LEAST[here]}.")
         if here in MOST and value > MOST[here]:

@@ -87,6 +87,8 @@ def decode(paths: Sequence[Any], size: int, label: str) -> Tensor:
     def one(index: int) -> None:
         try:
             with paths[index].open("rb") as data, Image.open(data) as file:
+                if file.mode.startswith(("I", "F")):
+                    raise ValueError("more than 8 bits in each pixel would be cut off")
                 image = file.convert("RGB")
         except (OSError, ValueError, KeyError, Image.DecompressionBombError) as error:
             raise UserError(f"{paths[index]} cannot be read as an image ({error}): mend it or remove it.") from error

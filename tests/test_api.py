@@ -67,6 +67,7 @@ def test_what_does_not_fit_is_one_sentence(victim):
         ({"defense": "clqp"}, "clp"),
         ({"defense": "clp", "settings": ["defense.rule.att=2"]}, "att"),
         ({"defense": "clp", "settings": ["defense.rule.at=high"]}, "defense.rule.at=high must be a number"),
+        ({"defense": "clp", "settings": ["seed=5"]}, "seed=5 is none of the defence's"),
         ({"defense": "ep"}, "needs poisoned"),
         ({"defense": "clp", "rule": "clean_drop"}, "rule=clean_drop must be fixed"),
         ({"defense": "clp", "rule": "oracle", "select": held}, "rule=oracle must be fixed"),
@@ -92,6 +93,8 @@ def test_what_does_not_fit_is_one_sentence(victim):
     ):
         with pytest.raises(UserError, match=said):
             evaluate(victim.model, on)
+    with pytest.raises(UserError, match=r"logits are \[2, 10, 1, 1\], where \[N, classes\] is needed"):
+        evaluate(torch.nn.Sequential(victim.model, torch.nn.Unflatten(1, (10, 1, 1))), clean)
 
 
 def test_a_program_of_hydras_may_repair(victim):

@@ -195,6 +195,7 @@ WRONG = {
     "dataset=imagefolder": "dataset.root is not set",
     "dataset=cifar10 dataset.root=NOWHERE": "dataset.download=true fetches it",
     "dataset=cifar10 dataset.root=NOWHERE dataset.download=true": "put cifar-10-python.tar.gz",
+    "model.checkpoint=": "model.checkpoint is empty",
     "device=nonsense": "device=nonsense cannot be used here",
     "runs=/dev/null/x": "cannot use /dev/null",
     "train.lr=1e30": "training diverged",

@@ -124,6 +124,7 @@ def test_imagefolder(tree):
     ("spoil", "words"),
     [
         (lambda t: (t / "train/cat/2-0.png").write_bytes(b"no image"), "cannot be read as an image"),
+        (lambda t: Image.new("I;16", (8, 8)).save(t / "train/cat/2-0.png"), "more than 8 bits in each pixel"),
         (lambda t: (t / "test/emu").mkdir() or Image.new("RGB", (8, 8)).save(t / "test/emu/x.png"), "lacks: emu"),
         (lambda t: (t / "test").rename(t / "validation"), "there is no folder"),
     ],
