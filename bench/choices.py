@@ -7,6 +7,7 @@ how a preset is looked up, and it must not happen to a person's `experiment=rnp_
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from bench.errors import UserError, nearest
@@ -28,7 +29,14 @@ def compose(make: Callable[[list[str]], Any], words: Iterable[str], options: Opt
     """What `make` composes of these words, with Hydra's own node. Raises UserError for a choice that there is not."""
     said = spelt(words, options)
     cfg = make(said)
-    check(cfg.hydra.runtime.choices, options, {word.partition("=")[0].lstrip("+") for word in said})
+    more = [
+        Path(place.path) for place in cfg.hydra.runtime.config_sources if place.schema == "file"
+    ]  # hydra.searchpath
+
+    def known(group: str) -> list[str]:
+        return [*options(group), *(path.stem for place in more for path in (place / group).glob("*.yaml"))]
+
+    check(cfg.hydra.runtime.choices, known, {word.partition("=")[0].lstrip("+") for word in said})
     return cfg
 
 

@@ -46,7 +46,6 @@ LEAST = {"threads": 1, "workers": 1} | dict.fromkeys(
     ("seed", "checkpoint", "dataset.split_seed", "dataset.augment.shift", "gate.max_drop", "gate.min_asr", "clean.mix",
      "selection.max_drop", "selection.stop"), 0
 )  # fmt: skip
-MOST = {"gate.min_asr": 100}
 DEVICE = re.compile(r"auto|spread|cpu|mps|cuda(:\d+)?")
 
 BESIDES: dict[str, dict[str, type | None]] = {"model": {"checkpoint": str}}
@@ -141,8 +140,6 @@ def _check_entries(
             raise UserError("model.checkpoint is empty: name the file with the weights, or leave it out.")
         if here in LEAST and value < LEAST[here]:
             raise UserError(f"{here}={value} must be at least {LEAST[here]}.")
-        if here in MOST and value > MOST[here]:
-            raise UserError(f"{here}={value} must be at most {MOST[here]}.")
         if here == "selection.rule" and value not in SENTENCES:
             raise UserError(f"selection.rule={value} is unknown: {nearest(str(value), SENTENCES)}")
         if here == "retry" and value not in ("failed", "never"):

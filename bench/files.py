@@ -157,18 +157,18 @@ def _sync(path: Path) -> None:
         os.close(file)
 
 
-def make_folder(path: Path) -> None:
-    """Makes a folder and those above it, each of them to stay."""
+def make_folder(path: Path, above: bool = True) -> None:
+    """Makes a folder and, with `above`, those that it lies in, each of them to stay."""
     try:
         os.mkdir(path)
     except FileExistsError:
         if not stat.S_ISDIR(os.stat(path).st_mode):
             raise
     except FileNotFoundError:
-        if os.path.isdir(path.parent):  # /proc refuses a new folder in this way
+        if not above:  # /proc refuses a new folder in this way
             raise
         make_folder(path.parent)
-        make_folder(path)
+        make_folder(path, above=False)
     else:
         settle(path.parent)
 

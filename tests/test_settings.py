@@ -37,7 +37,7 @@ def test_whatever_conf_says_is_taken(group):
         ("train.lr=inf", "train.lr=inf must be finite"),
         ("dataset.std=[1,1,nan]", r"dataset.std=\[1, 1, nan\] must be finite"),
         ("clean=null", "clean=null must be settings"),
-        ("gate.min_asr=200", "gate.min_asr=200 must be at most 100"),
+        ("gate.min_asr=-5", "gate.min_asr=-5 must be at least 0"),
         ("clean.mix=-5", "clean.mix=-5 must be at least 0"),
         ("dataset.augment.shift=-1", "dataset.augment.shift=-1 must be at least 0"),
         ("allow=5", "allow=5 must be names of packages"),
