@@ -34,7 +34,7 @@ def compose(make: Callable[[list[str]], Any], words: Iterable[str], options: Opt
     ]  # hydra.searchpath
 
     def known(group: str) -> list[str]:
-        return [*options(group), *(path.stem for place in more for path in (place / group).glob("*.yaml"))]
+        return [*{*options(group), *(path.stem for place in more for path in (place / group).glob("*.yaml"))}]
 
     check(cfg.hydra.runtime.choices, known, {word.partition("=")[0].lstrip("+") for word in said})
     return cfg
