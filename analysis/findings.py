@@ -18,13 +18,10 @@ def findings(sheet: Sheet, rule: str = "clean_drop") -> Iterator[str]:
     """All of them; operating points by `rule`."""
     attacks = [a for a in sheet.attacks if a[0] not in BASELINES]
     took = [a for a in attacks if sheet.before(a).counts]
-    if not attacks:
-        yield "No model here has a known attack."
     failed = [label(a) for a in attacks if a not in took]
     seeds = f" on at least one of {len(sheet.seeds)} seeds" if len(sheet.seeds) > 1 else ""
     rest = f"; {listed(failed)} did not, which proves nothing about any defence." if failed else "."
-    if attacks:
-        yield f"{len(took)} of {len(attacks)} attacks took{seeds}{rest}"
+    yield f"{len(took)} of {len(attacks)} attacks took{seeds}{rest}" if attacks else "No model here has a known attack."
     for defense in sheet.defenses:
         if defense[0] == "none":
             continue

@@ -60,10 +60,11 @@ def values(text: str, folder: Path) -> list[str]:
 def patterns(inside: str, text: str) -> tuple[list[str], list[str]]:
     """What a `glob(pattern or [patterns], exclude=...)` takes and what not. Raises ValueError for another one."""
     found: dict[str, list[str]] = {"include": [], "exclude": []}
-    for place, part in zip(("include", "exclude"), split(inside), strict=False):
+    parts = [*split(inside)]
+    for place, part in zip(("include", "exclude"), parts, strict=False):
         name, said, value = part.strip().partition("=")
         name, value = (name, value) if said else (place, name)
-        if name not in found or len([*split(inside)]) > 2:
+        if name not in found or len(parts) > 2:
             raise ValueError(f"{text} is not understood: write glob(pattern,exclude=[names]), or the names one by one")
         value = value.strip()
         found[name] += [bare(one) for one in split(value[1:-1] if value[:1] == "[" else value)]

@@ -29,14 +29,11 @@ def compose(make: Callable[[list[str]], Any], words: Iterable[str], options: Opt
     """What `make` composes of these words, with Hydra's own node. Raises UserError for a choice that there is not."""
     said = spelt(words, options)
     cfg = make(said)
-    more = [
-        Path(place.path) for place in cfg.hydra.runtime.config_sources if place.schema == "file"
-    ]  # hydra.searchpath
-
-    def known(group: str) -> list[str]:
-        return [*{*options(group), *(path.stem for place in more for path in (place / group).glob("*.yaml"))}]
-
-    check(cfg.hydra.runtime.choices, known, {word.partition("=")[0].lstrip("+") for word in said})
+    runtime = cfg.hydra.runtime
+    places = [
+        Path(source.path) for source in runtime.config_sources if source.schema == "file"
+    ]  # hydra.searchpath's too
+    check(runtime.choices, places, {word.partition("=")[0].lstrip("+") for word in said})
     return cfg
 
 
@@ -58,14 +55,15 @@ def spelt(words: Iterable[str], options: Options) -> list[str]:
     return found
 
 
-def check(chosen: Mapping[str, Any], options: Options, said: Iterable[str] = ()) -> None:
+def check(chosen: Mapping[str, Any], places: Sequence[Path], said: Iterable[str]) -> None:
     """Raises UserError for an optional group's choice that it has not, and for a training that another choice would undo.
 
-    `chosen`: group -> choice, as composed. `said`: the names on the command line.
+    `chosen`: group -> choice, as composed. `places`: the folders of configs. `said`: the names on the command line.
     """
     for group in OPTIONAL:
         choice = chosen.get(group)
-        if choice not in (None, "none") and choice not in (known := options(group)):
+        if choice not in (None, "none") and not any((place / group / f"{choice}.yaml").is_file() for place in places):
+            known = {path.stem for place in places for path in (place / group).glob("*.yaml")}
             raise UserError(f"{group}={choice} does not exist: {nearest(str(choice), known)}")
     for group, without in TRAINS.items():
         if "train" in said and (choice := chosen.get(group)) not in (None, *without):

@@ -42,7 +42,7 @@ KNOWN: dict[str, dict[str, type | None]] = {
 NULL = {"threads", "save", "checkpoint", "check", "allow", "selection.stop", "gate.max_drop", "model.checkpoint"}
 """Those of them that may be null; what a class takes may be null where its signature says so."""
 
-LEAST = {"threads": 1, "workers": 1} | dict.fromkeys(
+LEAST = {"threads": 1} | dict.fromkeys(
     ("seed", "checkpoint", "dataset.split_seed", "dataset.augment.shift", "gate.max_drop", "gate.min_asr", "clean.mix",
      "selection.max_drop", "selection.stop"), 0
 )  # fmt: skip

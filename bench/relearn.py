@@ -41,9 +41,9 @@ class Relearn:
 
     def fits(self, stage: Scene) -> None:
         """Raises UserError if there is no trigger to put on training images, or if there are too few of them."""
-        if stage.settings["attack"]["_target_"].endswith(".Unknown"):
+        if not stage.backdoor.trigger.known:
             raise UserError("check=relearn: nobody knows this trigger, so no image can be poisoned with it.")
-        if stage.backdoor.trigger.identity or stage.settings["attack"]["_target_"].endswith(".NoAttack"):
+        if stage.backdoor.trigger.identity:
             raise UserError(
                 "check=relearn: this attack puts nothing on an image, so there are no poisoned images to train on."
             )

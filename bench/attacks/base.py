@@ -51,7 +51,7 @@ class Trigger(nn.Module):
     known: ClassVar[bool] = True
     """Whether there is anything to put on an image; not so for a stranger's model, whose trigger nobody knows."""
     identity: ClassVar[bool] = False
-    """Whether nothing is put on an image because the image itself is the trigger (an attack on chosen test images)."""
+    """Whether nothing is put on an image: it is the trigger itself (an attack on chosen test images), or there is no attack."""
     at_once: ClassVar[int] = 2**24
     """How many pixel values `stamp` works on at a time: 5,461 images of 3x32x32, 111 of 3x224x224."""
     pointwise: ClassVar[bool] = False
