@@ -148,7 +148,7 @@ def repair(
             mix,
             trigger,
         )
-        repaired = method.repair(model, view)
+        repaired = method.offer(model, view)
         before = 0.0 if held is None else metrics.accuracy(model, held)
         keeper = Keeper({"rule": rule, "max_drop": max_drop}, before, before)
         rows: list[dict[str, Any]] = []

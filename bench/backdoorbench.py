@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from bench.attacks.base import PoisonAttack
 from bench.data import ImageSet, stream
+from bench.purified import plain
 from bench.scene import Scene
 
 DATA = {"tiny_imagenet": "tiny", "cifar10_jpeg": "cifar10"}
@@ -48,9 +48,9 @@ def write(new: Path, name: str, names: Mapping[str, Any], stage: Scene, repaired
         "bd_train": train,
         "bd_test": test,
     }
-    torch.save(result, new / "attack_result.pt")
+    (new / "attack_result.pt").write_bytes(plain(result))
     if repaired is not None:
-        torch.save(head | {"model": weights(repaired)}, new / "defense_result.pt")
+        (new / "defense_result.pt").write_bytes(plain(head | {"model": weights(repaired)}))
         said.append("defense_result.pt has the repaired model.")
     said.append(f"for BackdoorBench this folder belongs in its record/, as record/{name}.")
     return said

@@ -152,6 +152,11 @@ def sentence(error: BaseException) -> str:
     return f"unexpected {type(error).__name__}: {head[0]}"
 
 
+def since(changed: str | None, folder: Path) -> str:
+    """What to add about a finished cell whose code is another by now. `changed`: see `analysis.fingerprints.suspect`."""
+    return f" ({changed}; delete {folder} to run it again)" if changed else ""
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM, as a batch system sends it before it kills: an interruption, with the exit status that such systems know."""
 

@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as pack
 from torch import Tensor, nn
 
 from bench.errors import UserError
@@ -104,7 +105,7 @@ def save(folder: Path, small: nn.Module, facts: dict[str, Any]) -> None:
     """Writes what `dense` returned, all of it or nothing. Raises OSError, also if the folder is there."""
     with new_folder(folder) as new:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in small.state_dict().items()}
-        save_file(tensors, new / "model.safetensors")
+        (new / "model.safetensors").write_bytes(pack(tensors))
         (new / "layers.json").write_text(json.dumps(facts, indent=1) + "\n")
 
 

@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from bench import backdoorbench, config, stored
 from bench.backdoorbench import weights
 from bench.errors import UserError
 from bench.metrics import Metrics, evaluate
-from bench.purified import names
+from bench.purified import names, plain
 from bench.scene import Scene
 
 SMALL = 1_000_000
@@ -63,13 +63,13 @@ def _place(found: stored.Found, form: str) -> Path:
 
 def _safetensors(new: Path, to: Path, found: stored.Found, stage: Scene, repaired: nn.Module | None) -> list[str]:
     model = repaired or stage.backdoor.model
-    save_file(weights(model), new / "model.safetensors")
+    (new / "model.safetensors").write_bytes(save(weights(model)))
     return _describe(new, found, stage, model, names(model, stage.backdoor.model))
 
 
 def _torch(new: Path, to: Path, found: stored.Found, stage: Scene, repaired: nn.Module | None) -> list[str]:
     model = repaired or stage.backdoor.model
-    torch.save(weights(model), new / "model.pt")
+    (new / "model.pt").write_bytes(plain(weights(model)))
     return _describe(new, found, stage, model, names(model, stage.backdoor.model))
 
 

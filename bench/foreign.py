@@ -41,6 +41,13 @@ class Pictures(Trigger):
     labels_after: Tensor
 
     def __init__(self, images: Tensor, index: Tensor, before: Tensor, after: Tensor, num_classes: int) -> None:
+        if (
+            min(int(index.min()), int(before.min()), int(after.min())) < 0
+            or max(int(before.max()), int(after.max())) >= num_classes
+        ):
+            raise UserError(
+                f"the triggered images beside model.checkpoint have classes outside 0 to {num_classes - 1}."
+            )
         super().__init__(num_classes, int(after.mode().values))
         for name, tensor in zip(self.grows, (images, index, before, after), strict=True):
             self.register_buffer(name, tensor)
@@ -89,7 +96,12 @@ def adopt(file: str, model: nn.Module, attack: Attack, width: int | None) -> Non
 
 
 def found(
-    file: Checkpoint, shape: tuple[int, int, int], num_classes: int, target: int, alpha: float | None, corners: bool
+    file: Checkpoint,
+    shape: tuple[int, int, int],
+    num_classes: int,
+    target: int | None,
+    alpha: float | None,
+    corners: bool,
 ) -> tuple[Trigger, Facts]:
     """The trigger that comes with a model, and facts about the poisoning; see `bench.attacks.imported`. Raises UserError."""
     path = str(file.path)
@@ -102,7 +114,7 @@ def found(
     if "bd_test" in file.rest:
         return of_backdoorbench(file, shape, num_classes)
     if isinstance(corner := file.rest.get("trigger"), Tensor):
-        return of_corner(corner, path, shape, num_classes, target, alpha, corners), {}
+        return of_corner(corner, path, shape, num_classes, target or 0, alpha, corners), {}
     raise UserError(
         f"{path} comes without a trigger ({OURS} with {CARD}, {ANP}, or a trigger inside): name the attack that was used "
         "(attack=badnets ...), or say attack=unknown."
@@ -146,14 +158,16 @@ def of_anp(info: Any, path: str, shape: tuple[int, int, int], num_classes: int, 
         pattern, mask = pattern.permute(2, 0, 1).double(), mask.permute(2, 0, 1).double()
         pattern = pattern.expand(shape)
         Overlay(pattern, mask, 1.0, num_classes, 0, "all2one")(torch.zeros(1, *shape, dtype=torch.float64))
-        target = int(np.asarray(info["poison_target"]).ravel()[0])
+        (target,) = np.asarray(info["poison_target"]).ravel().tolist()
         opaque = float(info["trigger_alpha"]) if alpha is None else alpha
     except (KeyError, TypeError, IndexError, ValueError, RuntimeError) as error:
         size = "x".join(map(str, shape))
         raise UserError(f"{path} holds no trigger for images of {size} as ANP's code writes it ({error}).") from error
-    if not ((mask >= 0) & (mask <= 1)).all():
-        raise UserError(f"{path} has a mask with values outside 0 and 1.")
-    return Overlay(pattern.contiguous(), mask, opaque, num_classes, target, "all2one")
+    if not ((mask >= 0) & (mask <= 1)).all() or not mask.any():
+        raise UserError(f"{path} has a mask with values outside 0 and 1, or of nothing but zeros.")
+    if not ((pattern >= 0) & (pattern <= 255)).all():
+        raise UserError(f"{path} has a pattern with values outside 0 and 255.")
+    return Overlay(pattern.contiguous(), mask, opaque, num_classes, int(target), "all2one")
 
 
 def of_corner(
@@ -194,10 +208,18 @@ def of_backdoorbench(file: Checkpoint, shape: tuple[int, int, int], num_classes:
         )
     at, true, wanted = (torch.tensor(numbers) for numbers in (index, before, after))
     pictures = Pictures(images(folder, index, before, shape), at, true, wanted, num_classes)
-    indicator = np.asarray(file.rest["bd_train"]["poison_indicator"]) if file.rest.get("bd_train") else None
-    if indicator is None or not len(indicator):
+    if not (train := file.rest.get("bd_train")):
         return pictures, {}
-    count = int(indicator.sum())
+    try:
+        indicator = np.asarray(train["poison_indicator"])
+        if not np.isin(indicator, (0, 1)).all():
+            raise ValueError("its poison_indicator holds more than 0 and 1")
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{file.path} has no bd_train as BackdoorBench's second version writes it ({type(error).__name__}: {error})."
+        ) from error
+    if not (count := int(indicator.sum())):
+        return pictures, {}
     return pictures, {"poisoned": count, "poison_base": len(indicator), "poison_rate": count / len(indicator)}
 
 

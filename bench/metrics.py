@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,8 +15,10 @@ from bench.data import ImageSet
 from bench.errors import UserError
 from bench.training import to_unit
 
+log = logging.getLogger(__name__)
+
 Predict = Callable[[nn.Module, Tensor], Tensor]
-"""(model, uint8 images [N, C, H, W]) -> classes, int64 [N]."""
+"""(model, uint8 images [N, C, H, W]) -> classes, int64 [N], as `classes` tells them."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,16 @@ class Metrics:
 def predict(model: nn.Module, x: Tensor) -> Tensor:
     """Classes of uint8 images [N, C, H, W], in eval mode and fp32: int64 [N]."""
     model.eval()
-    return torch.cat([model(part).argmax(1) for part in batches(x)])
+    return torch.cat([classes(model(part)) for part in batches(x)])
+
+
+def classes(logits: Tensor) -> Tensor:
+    """The class of the largest of each row of logits [N, classes]; -1, which is no class, where one is NaN.
+
+    `argmax` takes the first NaN for the largest: a model whose weights have run away would say class 0 to everything, which is
+    the attacker's in most papers, and so have an ASR of 100.
+    """
+    return logits.argmax(1).where(~logits.isnan().any(1), -1)
 
 
 def batches(x: Tensor, size: int | None = None) -> Iterator[Tensor]:
@@ -82,7 +94,7 @@ def batches(x: Tensor, size: int | None = None) -> Iterator[Tensor]:
 
 
 def evaluate(model: nn.Module, exam: Exam, predict: Predict = predict) -> Metrics:
-    """`predict`: what tells the model's classes; see `bench.prefix`."""
+    """`predict`: what tells the model's classes; see `bench.prefix`. Images without one count as wrong, and the log says so."""
     both = predict(model, exam.images)
     clean, triggered = both[: len(exam.clean)], both[len(exam.clean) :]
     counts = torch.stack(
@@ -90,8 +102,11 @@ def evaluate(model: nn.Module, exam: Exam, predict: Predict = predict) -> Metric
             (clean == exam.clean.y).sum(),
             (triggered == exam.wanted).sum(),
             (triggered == exam.triggered.y).sum(),
+            (both < 0).sum(),
         ]
     ).tolist()
+    if counts[3]:
+        log.warning("%d of %d test images have logits that are NaN: they count as wrong.", counts[3], len(both))
     return Metrics(len(exam.clean), counts[0], len(exam.triggered), counts[1], counts[2])
 
 

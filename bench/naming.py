@@ -52,6 +52,8 @@ def pour(weights: Mapping[str, Tensor], network: nn.Module, file: str, width: in
             raise UserError(f"{file} holds {name} as {tensor.dtype}, not as floating point numbers.")
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise UserError(f"{file} holds values in {name} that are not finite.")
+        if name.endswith("running_var") and (tensor < 0).any():
+            raise UserError(f"{file} holds values in {name} below 0, which no variance is.")
     with torch.no_grad():
         for name, tensor in given.items():
             if name in own:

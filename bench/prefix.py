@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from bench.metrics import batches, predict
+from bench.metrics import batches, classes, predict
 
 log = logging.getLogger(__name__)
 
@@ -145,12 +145,12 @@ class Look:
             for x in batches(self.x):
                 logits, new = self.steps.walk(x, keep=self.places)
                 self.kept.append({place: env for place, (env, _) in new.items()})
-                parts.append(logits.argmax(1))
+                parts.append(classes(logits))
         else:
             for old in self.kept:
                 logits, new = self.steps.walk(self.x, start, old[start], self.places)
                 old |= {place: env for place, (env, _) in new.items()}
-                parts.append(logits.argmax(1))
+                parts.append(classes(logits))
         self.known = {name: tensor.detach().clone() for name, tensor in state(self.steps.model).items()}
         self.found = torch.cat(parts)
         return self.found

@@ -38,9 +38,7 @@ def leave(folder: Path, chosen: Chosen, stage: Scene, smaller: bool, weights: bo
     if not weights:
         return columns
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in chosen.model.state_dict().items()}
-    plain = io.BytesIO()
-    torch.save(tensors, plain)
-    new: dict[str, str | bytes] = {"purified.pt": plain.getvalue()}
+    new: dict[str, str | bytes] = {"purified.pt": plain(tensors)}
     if chosen.mask is not None:
         rows = (
             f"{layer},{channel}" for layer, gone in chosen.mask.items() for channel in gone.nonzero().flatten().tolist()
@@ -57,6 +55,13 @@ def leave(folder: Path, chosen: Chosen, stage: Scene, smaller: bool, weights: bo
         folder, new | {"purified.json": files.sealed(facts | {"sha256": digests}), "purified.safetensors": last}
     )
     return columns
+
+
+def plain(content: Any) -> bytes:
+    """A file of torch.save, to be written by ourselves: its own writer raises a RuntimeError of other words on a full disk."""
+    file = io.BytesIO()
+    torch.save(content, file)
+    return file.getvalue()
 
 
 def compare(folder: Path, record: Mapping[str, Any], row: Mapping[str, Any]) -> None:

@@ -23,7 +23,7 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from analysis.fingerprints import stated as fingerprints
+from analysis import fingerprints
 from bench import cell, choices, cli, config, sweep, trust
 from bench.turn import Busy, turn
 
@@ -43,7 +43,7 @@ def main(cfg: DictConfig) -> dict[str, str]:
     try:
         if done := cell.finished(folder, wanted, settings["dataset"], config.run_id(settings)):
             config.check_own(settings)
-            log.info("done already: %s", cli.one_cell(done))
+            log.info("done already: %s%s", cli.one_cell(done), cli.since(fingerprints.suspect(done), folder))
             return note | {"state": "passed"}
         with cell.failures(folder, settings["retry"]), turn(folder, "running this cell"):
             config.check(settings)
@@ -68,7 +68,7 @@ def run(cfg: DictConfig, settings: dict, folder: Path, names: Mapping) -> dict:
 
     # compose: every part that can be wrong is built before anything is trained
     identity = {key: names[key] for key in ("dataset", "model", "attack", "defense")} | cell.stamp(settings["dataset"])
-    identity |= {"seed": cfg.seed, "id": config.run_id(settings), "fingerprints": fingerprints(settings)}
+    identity |= {"seed": cfg.seed, "id": config.run_id(settings), "fingerprints": fingerprints.stated(settings)}
     defense, tracker, check = (build(cfg.get(part)) for part in ("defense", "tracker", "check"))
 
     # data; load or train the backdoor, and the clean model that it is compared with

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from bench import config, curve, machine
-from bench.attacks.base import Attack, Backdoor, draw_mix
+from bench.attacks.base import Attack, Backdoor
+from bench.attacks.counts import draw_mix
 from bench.chosen import Chosen, Keeper
 from bench.data import Dataset, Defender, ImageSet, stream
 from bench.defenses.base import Defense
@@ -150,7 +151,7 @@ def repair(scene: Scene, defense: Defense, keep: bool = False) -> Outcome:
     torch.manual_seed(stream(scene.settings["seed"], "defense"))
     machine.forget_peak(scene.device)
     started = time.perf_counter()
-    repaired = defense.repair(model, defender)
+    repaired = defense.offer(model, defender)
     seconds = time.perf_counter() - started
     selection = scene.settings["selection"]
     keeper = Keeper(selection, select_before, scene.before.acc) if keep else None

@@ -15,6 +15,7 @@ from bench import config, machine, shelf, store, tac
 from bench.attacks.base import Attack, Backdoor, Lab
 from bench.attacks.none import NoAttack
 from bench.data import Dataset, stream
+from bench.errors import UserError
 from bench.foreign import adopt
 from bench.metrics import Exam, evaluate, predict
 from bench.models import checked, normalised
@@ -65,12 +66,22 @@ class Bench:
                 adopt(file, new.model, attack, settings["model"].get("width"))
             lab = Lab(learn, stream(seed, "poison"), clean.model if clean else None)
             facts = {} if file and not attack.elsewhere else attack.inject(new.model, data, lab)
+            if not isinstance(facts, Mapping):
+                raise UserError(
+                    f"{type(attack).__name__}.inject returned {facts!r}, not the facts for the card (a dict)."
+                )
             exam = Exam.of(data.test, new.trigger)
             made = {"seconds": keep.seconds, "interruptions": keep.interruptions, "exact": keep.exact}
             made |= machine.environment(self.device) | {"fingerprints": code}
             first = new.trigger.chosen(data.test).nonzero().flatten()[:SAMPLES]
             new.samples = {"original": data.test.x[first], "triggered": exam.triggered.x[:SAMPLES]}
             told = predict(new.model, exam.images)
+            if lost := int((told < 0).sum()):
+                todo = "lower train.lr, or raise the precision (train.precision=fp32)"
+                raise UserError(
+                    f"the model's logits are NaN for {lost} of {len(told)} test images, so it is not stored: "
+                    f"{f'{file} is damaged' if file else todo}."
+                )
             metrics = evaluate(new.model, exam, lambda *_: told)
             card = {"metrics": vars(metrics), "poison": facts, "made": made, "predictions": fingerprint(told)}
             return card | {"from": material}

@@ -424,6 +424,7 @@ def test_what_does_not_fit_says_what_to_do():
         (state | {"extra.weight": torch.zeros(1)}, "it has extra.weight"),
         (preactresnet18(10, 3, width=4).state_dict(), "of another network than this ResNet: it lacks bn1"),
         (state | {"conv1.weight": state["conv1.weight"] * torch.nan}, "not finite"),
+        (state | {"bn1.running_var": -state["bn1.running_var"]}, "running_var below 0"),
         (state | {"conv1.weight": state["conv1.weight"].to(torch.int8)}, "torch.int8"),
         ({str(i): t for i, t in enumerate(state.values())}, "it lacks"),  # never by position
     ]

@@ -12,7 +12,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torch.nn import functional as F
 
-from bench.attacks.base import poison_count
+from bench.attacks.counts import poison_count
 from bench.data import Augment, generator, stratified, stream
 from bench.datasets import handwritten
 from bench.errors import UserError

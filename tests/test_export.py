@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -258,6 +259,20 @@ def test_a_place_that_cannot_be_written_is_one_sentence(place, backdoor, tmp_pat
     assert export.main([str(backdoor), "--format", "torch", "--into", into]) == 1
     said = capsys.readouterr().err
     assert said.startswith(f"error: {into} cannot be written: ") and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("form", ["torch", "safetensors", "backdoorbench"])
+def test_a_full_disk_is_one_sentence(form, cell, tmp_path, capsys):
+    """A limit on the size of files stands in for it: torch and safetensors have errors of their own for that."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        assert export.main([str(cell), "--format", form, "--into", str(tmp_path / "out")]) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    said = capsys.readouterr().err
+    assert "out cannot be written: File too large: choose another" in said and "Traceback" not in said
+    assert not list(tmp_path.iterdir())
 
 
 NINE = "\n".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 10))

@@ -239,6 +239,16 @@ def put(*path, to):
     return change
 
 
+def wanting(label):
+    """As `put`: every triggered test image is to be of this class."""
+
+    def change(content):
+        for row in content["bd_test"]["bd_data_container"]["data_dict"].values():
+            row["other_info"][0] = label
+
+    return change
+
+
 CARD = "ours/card.json"
 SPOILED = {
     "a card that names a program": (spoiled("ours", CARD, put("from", "attack", to={"_target_": "os.system", "command": "x"})),
@@ -255,6 +265,16 @@ SPOILED = {
                                   "no trigger for images of 3x16x16"),
     "no target": (spoiled("anp", "trigger_info.th", lambda c: c.pop("poison_target") and None), "poison_target"),
     "a target that is not there": (spoiled("anp", "trigger_info.th", put("poison_target", to=np.array([10]))), "target=10"),
+    "two targets": (spoiled("anp", "trigger_info.th", put("poison_target", to=np.array([0, 1]))), "too many values"),
+    "a mask of nothing": (spoiled("anp", "trigger_info.th", put("trigger_mask", to=np.zeros((1, 16, 16, 1), np.uint8))), "zeros"),
+    "a pattern out of range": (spoiled("anp", "trigger_info.th",
+                                       put("trigger_pattern", to=np.full((1, 16, 16, 3), 256.0))), "0 and 255"),
+    "no indicator": (spoiled("backdoorbench", "attack_result.pt", lambda c: c["bd_train"].__delitem__("poison_indicator")),
+                     "no bd_train as"),
+    "an odd indicator": (spoiled("backdoorbench", "attack_result.pt", put("bd_train", "poison_indicator",
+                                                                               to=np.full(100, np.nan))),
+                         "more than 0 and 1"),
+    "a class that is not there": (spoiled("backdoorbench", "attack_result.pt", wanting(11)), "classes outside 0 to 9"),
     "a mask of more": (spoiled("anp", "trigger_info.th", put("trigger_mask", to=np.full((1, 16, 16, 1), 7, np.uint8))), "mask"),
     "a trigger that is no square": (spoiled("ep", EP, put("trigger", to=torch.rand(3, 3, 4))), "no square"),
     "a trigger out of range": (spoiled("ep", EP, put("trigger", to=torch.full((3, 3, 3), 7.0))), "outside"),
@@ -273,6 +293,23 @@ def test_a_spoiled_companion_is_one_sentence(name, direct, runs, tmp_path):
     file, attack = make(direct, tmp_path, direct.backdoor.model.state_dict())
     with one_sentence(words):
         stage(runs, attack, checkpoint=file)
+
+
+@pytest.mark.parametrize(
+    ("form", "word", "says"),
+    [
+        ("anp", "attack.target=3", "says 0"),
+        ("backdoorbench", "attack.target=3", "says 0"),
+        ("backdoorbench", "attack.poison_rate=0.1", "says 0.2"),
+        ("backdoorbench", "attack.alpha=0.5", "only known as pictures"),
+        ("ep", "attack.poison_rate=1.5", "at most 1"),
+        ("ep", "attack.poison_rate=0.0", "above 0"),
+    ],
+)
+def test_a_setting_that_the_file_answers_is_not_passed_over(form, word, says, forms, runs):
+    file, attack = forms(form)
+    with one_sentence(says):
+        stage(runs, attack, word, checkpoint=file)
 
 
 def test_pictures_of_other_images_are_noticed(forms, direct, runs, tmp_path):

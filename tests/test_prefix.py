@@ -6,8 +6,10 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.models import DenseNet
 
-from bench import metrics
+from bench import metrics, prefix
+from bench.data import ImageSet
 from bench.layers import channel_norms
+from bench.metrics import Exam
 from bench.models import normalised, preactresnet18, resnet18, vgg
 from bench.prefix import Prefixes, Steps
 from bench.zoo import small, torchvision, vit
@@ -67,7 +69,25 @@ def images(count):
 
 def logits(monkeypatch):
     """Lets `predict` and `Prefixes` give logits, not classes: a change of the last bit would show."""
-    monkeypatch.setattr(torch.Tensor, "argmax", lambda x, dim: x)
+    for module in (metrics, prefix):
+        monkeypatch.setattr(module, "classes", lambda x: x)
+
+
+def test_a_model_that_answers_nan_hits_nothing(caplog):
+    """argmax would take the first class of all, and an attack on class 0 would have an ASR of 100."""
+    model, x = network(NETS["vgg"]), images(30)
+    told = metrics.predict(model, x)
+    assert ((told >= 0) & (told < 10)).all()
+    prefixes = Prefixes()
+    prefixes.of(model)
+    predict = prefixes.of(model)
+    assert predict(model, x).equal(told)
+    with torch.no_grad():
+        model.classifier.weight[3, 0] = torch.nan
+    assert predict(model, x).equal(metrics.predict(model, x))
+    found = metrics.evaluate(model, Exam(ImageSet(x, told), ImageSet(x, told), torch.zeros_like(told)), predict)
+    assert (found.right, found.hit, found.robust) == (0, 0, 0)
+    assert "60 of 60 test images have logits that are NaN" in caplog.text
 
 
 @pytest.mark.parametrize("limit", [0, 200_000, 2**30], ids=["none", "some", "all"])

@@ -14,7 +14,8 @@ import torch
 from torch.nn import functional as F
 
 from bench.attacks.badnets import patch
-from bench.attacks.base import Attack, check_rate, poison_count
+from bench.attacks.base import Attack
+from bench.attacks.counts import check_rate, poison_count
 from bench.attacks.features import share
 from bench.attacks.patterns import Overlay
 from bench.data import generator

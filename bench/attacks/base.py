@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bench.attacks.counts import check_rate, draw_mix
+from bench.attacks.counts import check_rate, draw_mix, poison_count
 from bench.data import Dataset, ImageSet, stream
 from bench.errors import UserError
 
@@ -105,6 +104,10 @@ class Trigger(nn.Module):
         out, chunk = [], max(1, at_once // x.shape[1:].numel())
         for part, *rows in zip(*(t.to(x.device).split(chunk) for t in (x, *drawn)), strict=True):
             pixels = self(part.to(self.dtype), *rows).clamp(0, 255)
+            if pixels.shape != part.shape:
+                raise UserError(
+                    f"{type(self).__name__} made {list(pixels.shape)} pixels of {list(part.shape)}: it must keep the size."
+                )
             out.append((pixels.round() if self.rounding == "nearest" else pixels).to(torch.uint8))
         return torch.cat(out) if out else x.clone()
 
@@ -258,13 +261,3 @@ class PoisonAttack(Attack):
         """A random sample of the very set that `inject` trained on: the same victims, rebuilt from the seed."""
         drawn = draw_mix(len(train), size, seed).to(train.y.device)
         return self.poison(train, np.random.default_rng(seed), seed)[0][drawn]
-
-
-def poison_count(rate: float, base: int) -> int:
-    """int(rate * base) as the references have it, without the dust of products such as 0.29 * 100."""
-    return math.floor(rate * base + 1e-9)
-
-
-def batch_count(rate: float, size: int, dice: torch.Generator) -> int:
-    """int(rate * size) images of a batch; where that is none, one with the probability rate * size, as BackdoorBench."""
-    return poison_count(rate, size) or int(torch.rand(1, generator=dice).item() < rate * size)

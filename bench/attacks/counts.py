@@ -1,5 +1,7 @@
 """Numbers of images that attacks draw or are asked for, checked."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -17,3 +19,13 @@ def draw_mix(count: int, size: int, seed: int) -> Tensor:
 def check_rate(name: str, rate: float, most: float = 1) -> None:
     if not isinstance(rate, int | float) or not 0 < rate <= most:
         raise UserError(f"{name}={rate} must be a number above 0 and at most {most}.")
+
+
+def poison_count(rate: float, base: int) -> int:
+    """int(rate * base) as the references have it, without the dust of products such as 0.29 * 100."""
+    return math.floor(rate * base + 1e-9)
+
+
+def batch_count(rate: float, size: int, dice: torch.Generator) -> int:
+    """int(rate * size) images of a batch; where that is none, one with the probability rate * size, as BackdoorBench."""
+    return poison_count(rate, size) or int(torch.rand(1, generator=dice).item() < rate * size)

@@ -6,14 +6,14 @@ that went through it are trained on under their own labels.
 Departures: NO PARITY in the trigger: the reference's style networks are not ours to give; a fixed filter (tone curves,
 light from below, local contrast) stands in. The injector descends the whole loss and keeps images similar, as the paper
 means; `slope=ssim` keeps the code's slip (no gradients pass the model, so SSIM alone trains it, driving images apart).
-Neurons: what the first linear layer after the last convolution reads, as layer4 there. At least one neuron and batch; a
-rate too small for an image a batch is a probability; images are uint8; the last model counts.
+Neurons: of the linear layer after the last convolution (layer4 there), at least one. Images are uint8, small rates chance.
 """
 
 import torch
 from torch.nn import functional as F
 
-from bench.attacks.base import Attack, batch_count, check_rate, poison_count
+from bench.attacks.base import Attack
+from bench.attacks.counts import batch_count, check_rate, poison_count
 from bench.attacks.features import neurons
 from bench.attacks.patterns import Injector, Style, ssim
 from bench.data import generator, stream

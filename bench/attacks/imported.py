@@ -8,7 +8,8 @@ Departures: images are triggered as bytes, while EP's code pastes floats; its ra
 
 import torch
 
-from bench.attacks.base import Attack, draw_mix, poison_count
+from bench.attacks.base import Attack
+from bench.attacks.counts import check_rate, draw_mix, poison_count
 from bench.checkpoints import checkpoint as open_checkpoint
 from bench.companions import PICTURES, beside
 from bench.data import ImageSet
@@ -17,22 +18,31 @@ from bench.foreign import Pictures, found, images, rows
 
 
 class Imported(Attack):
-    """`target`: the class wanted, where the file does not say (EP, CLP). `alpha`: opacity; null: as the file says, else 1.
+    """`target`: the class wanted, where the file does not say (EP, CLP: 0 by default). `alpha`: opacity; null: as the file says.
 
     `corners`: whether EP's trigger is in all four corners (its clean-label attack). `poison_rate`: of the mix that a
-    defence asks for, where the file does not say.
+    defence asks for, where the file does not say (0.1 by default). Raises UserError if the file says otherwise.
     """
 
     elsewhere = True
 
-    def __init__(self, shape, num_classes, checkpoint=None, target: int = 0, alpha: float | None = None, corners=False,
-                 poison_rate: float = 0.1):  # fmt: skip
+    def __init__(self, shape, num_classes, checkpoint=None, target: int | None = None, alpha: float | None = None,
+                 corners=False, poison_rate: float | None = None):  # fmt: skip
         super().__init__(shape, num_classes)
         if checkpoint is None:
             raise UserError("attack=imported is about a model from elsewhere: give model.checkpoint=FILE.")
         self.file = open_checkpoint(checkpoint)
         self.trigger, self.facts = found(self.file, shape, num_classes, target, alpha, corners)
-        self.poison_rate = self.facts.get("poison_rate", poison_rate)
+        said = {"target": self.trigger.target, "poison_rate": self.facts.get("poison_rate")}
+        for name, given in (("target", target), ("poison_rate", poison_rate)):
+            if None not in (given, said[name]) and given != said[name]:
+                raise UserError(f"attack.{name}={given}: {self.file.path} says {said[name]}; leave attack.{name} out.")
+        if alpha is not None and isinstance(self.trigger, Pictures):
+            raise UserError(
+                f"attack.alpha={alpha} changes nothing: the trigger is only known as pictures. Leave it out."
+            )
+        self.poison_rate = said["poison_rate"] or (0.1 if poison_rate is None else poison_rate)
+        check_rate("attack.poison_rate", self.poison_rate)
 
     def inject(self, model, data, lab):
         return self.facts

@@ -5,14 +5,14 @@ pattern network together; reference: VinAIResearch/input-aware-backdoor-attack-r
 Departures: the pattern network's gradients are zeroed after each step, as the paper reads; the reference never zeroes
 them (zero_grad=false). The second image of a pair is the next in the batch, where the reference has a second loader, and
 the mask network sees a batch once, not three times. Equal masks or patterns have no gradient (in the reference: NaN).
-All colour images are normalised as CIFAR-10 there (GTSRB there: not at all). A rate too small for one image a batch is
-met by chance. Small images have fewer stages. Test images are rounded to uint8. Defaults: the bench's common training.
+Normalised as CIFAR-10 (GTSRB there: not at all). Small rates: by chance. Small images: fewer stages. Test images: uint8.
 """
 
 import torch
 from torch.nn import functional as F
 
-from bench.attacks.base import Attack, batch_count, check_rate
+from bench.attacks.base import Attack
+from bench.attacks.counts import batch_count, check_rate
 from bench.attacks.generators import CIFAR10, EncoderDecoder, Learned, beside, built, frozen, squash
 from bench.data import generator
 

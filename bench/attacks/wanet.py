@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bench.attacks.base import Attack, Trigger, batch_count, check_rate
+from bench.attacks.base import Attack, Trigger
+from bench.attacks.counts import batch_count, check_rate
 from bench.data import generator, stream
 from bench.errors import UserError
 

@@ -16,6 +16,8 @@ from bench.errors import UserError
 from bench.pruning import Mask, Rule, Scores, Sweep, apply, count
 from bench.training import Plan, cross_entropy, fit, sound
 
+NEEDS = ("nothing", "clean", "poisoned", "trigger")
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -46,6 +48,18 @@ class Defense(ABC):
     """
 
     needs: str = "clean"
+
+    def __init_subclass__(cls, **kwargs: object) -> None:
+        super().__init_subclass__(**kwargs)
+        if isinstance(cls.needs, str) and cls.needs not in NEEDS:
+            raise UserError(f"{cls.__name__}.needs={cls.needs!r} is unknown: use {', '.join(NEEDS)}.")
+
+    def offer(self, model: nn.Module, data: Defender) -> Repaired:
+        """`repair`, and a look at what came back. Raises UserError."""
+        found = self.repair(model, data)
+        if not isinstance(found, Repaired):
+            raise UserError(f"{type(self).__name__}.repair returned {type(found).__name__}, and not a Repaired.")
+        return found
 
     @abstractmethod
     def repair(self, model: nn.Module, data: Defender) -> Repaired:
@@ -85,7 +99,14 @@ class PruningDefense(Defense):
     def repair(self, model: nn.Module, data: Defender) -> Repaired:
         sound(model, type(self).__name__)
         scores = {layer: score.detach().cpu() for layer, score in self.score(model, data).items()}
+        layers = dict(model.named_modules())
         for layer, score in scores.items():
+            weight = getattr(layers.get(layer), "weight", None)
+            if weight is None or score.ndim != 1 or len(score) not in weight.shape[:2]:
+                raise UserError(
+                    f"{type(self).__name__}: the scores of {layer!r} are {list(score.shape)} numbers, where one per channel of "
+                    "a layer with weights is needed."
+                )
             if not score.isfinite().all():
                 raise UserError(
                     f"{type(self).__name__}: the scores of layer {layer} are not finite; is the model sound?"
