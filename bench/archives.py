@@ -117,7 +117,8 @@ def entries(archive: Path) -> Iterator[Entry]:
     with tarfile.open(archive) as tar:
         for member in tar:
             if member.isdir():
-                safe(member.name, archive)
+                if PurePosixPath(member.name).parts:  # else it is the folder itself, as `tar -C DIR .` names it
+                    safe(member.name, archive)
                 continue
             if not member.isreg() or member.sparse is not None:
                 refuse(member.name, "link, device or sparse file")

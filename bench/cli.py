@@ -89,6 +89,8 @@ def show(record: Mapping[str, Any], folder: Path) -> None:
 
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+UNSAID = ("No space left on device", "Disk quota exceeded", "File too large")
+"""The same in errors of libraries that have no number."""
 KILLED = "a worker was killed from outside, most often for want of memory: try fewer workers."
 ENDED = "a job ended without a result: it was cancelled, or killed for its time or memory."
 LOST = {"TerminatedWorkerError": KILLED, "WorkerCrashedError": KILLED, "LocalRayletDiedError": KILLED}
@@ -128,7 +130,7 @@ def sentence(error: BaseException) -> str:
                 return f"{key} is no setting of the default {group}: in a sweep over {group}s write ++{key}=VALUE."
             return f"{key} is not a setting of the bench: {nearest(last, [str(k) for k in node])}"
     for e in chain:
-        if (isinstance(e, OSError) and e.errno in FULL) or "No space left on device" in str(e):
+        if (isinstance(e, OSError) and e.errno in FULL) or any(said in str(e) for said in UNSAID):
             return "the disk is full: free some space, or choose another place with runs=DIR; nothing half-written is left."
         if isinstance(e, OSError) and e.filename:
             return f"cannot use {e.filename}: {e.strerror}. Choose another place with runs=DIR, or free this one."

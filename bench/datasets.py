@@ -150,11 +150,22 @@ def imagefolder(
     """
     if not root:
         raise UserError(f"dataset.root is not set: give the folder that holds {train}/<class>/ and {test}/<class>/.")
-    top = unpacked(Path(root), Path(cache)) if is_archive(Path(root)) else Path(root)
+    top = Path(root)
+    if is_archive(top):
+        top = unpacked(top, Path(cache))
+        top = top if (top / train).is_dir() else inner(top)
+        if lost := [part for part in (train, test) if not (top / part).is_dir()]:
+            raise UserError(f"{root} holds no folder {lost[0]}; it must hold {train}/<class>/ and {test}/<class>/.")
     found = [
         listing(top / part, f"an image folder holds {train}/<class>/ and {test}/<class>/") for part in (train, test)
     ]
     return _from_files("imagefolder", root, found, size, heldout, split_seed, augment, cache, mean, std)
+
+
+def inner(folder: Path) -> Path:
+    """The one folder that is all there is in it, as many archives have; else the folder itself."""
+    inside = [path for path in folder.iterdir() if path.name != "__MACOSX" and not path.name.startswith(".")]
+    return inside[0] if len(inside) == 1 and inside[0].is_dir() else folder
 
 
 def tiny_imagenet(
@@ -178,13 +189,18 @@ def tiny_imagenet(
             raise UserError(
                 f"there is neither {top} nor {archive.name} beside it: get the archive and set dataset.root."
             )
-        top = zipfile.Path(archive, "tiny-imagenet-200/")
+        try:
+            top = zipfile.Path(archive, "tiny-imagenet-200/")
+        except zipfile.BadZipFile as error:
+            raise UserError(f"{archive} cannot be read as an archive ({error}): fetch it again.") from error
     train = listing(top / "train", "Tiny ImageNet holds train/<wnid>/images")
     try:
         lines = (top / "val" / "val_annotations.txt").read_text().splitlines()
-    except OSError as error:
-        raise UserError(f"{top}/val/val_annotations.txt cannot be read: {error.strerror or error}.") from error
+    except (OSError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(f"{top}/val/val_annotations.txt cannot be read: {error}.") from error
     test = [(line.split("\t")[1], top / "val" / "images" / line.split("\t")[0]) for line in lines if "\t" in line]
+    if not test:
+        raise UserError(f"{top}/val/val_annotations.txt names no image: it holds lines of a file, a tab and its class.")
     return _from_files(
         "tiny-imagenet", str(top), [train, sorted(test, key=str)], size, heldout, split_seed, augment, cache, mean, std
     )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +20,9 @@ from bench.errors import UserError
 from bench.files import digest, new_folder
 from bench.progress import progress
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"}
+log = logging.getLogger(__name__)
+
+SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 Listing = list[tuple[str, Any]]
 """(class name, a Path or a zipfile.Path) of each image."""
 
@@ -56,32 +60,57 @@ def cached(cache: str, name: str, key: list[Any], read: Callable[[], dict[str, T
 
 
 def listing(folder: Any, layout: str) -> Listing:
+    """The images in `folder`/<class>/, at any depth, in alphabetical order; names with a dot in front are passed over.
+
+    Raises UserError if there is no such folder, if a class has no image (the others would be numbered anew), if a link leads
+    to a folder that is there already, or if an image is no regular file. What is no image by its name is counted in the log.
+    """
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; {layout}.")
-    files = [
-        (entry.name, path)
-        for entry in sorted(folder.iterdir(), key=str)
-        if entry.is_dir()
-        for path in sorted(_below(entry), key=str)
-        if Path(path.name).suffix.lower() in SUFFIXES
-    ]
+    files, others, seen = [], dict[str, int](), set[tuple[int, int]]()
+    for entry in sorted(folder.iterdir(), key=str):
+        if not entry.is_dir() or entry.name.startswith("."):
+            continue
+        found = sorted(_below(entry, seen), key=str)
+        images = [(entry.name, path) for path in found if Path(path.name).suffix.lower() in SUFFIXES]
+        if not images:
+            said = f"{entry} holds no images (looked for {', '.join(sorted(SUFFIXES))})"
+            raise UserError(f"{said}: each folder there is a class, so put some in or remove it.")
+        for path in found:
+            if (suffix := Path(path.name).suffix.lower()) not in SUFFIXES | {".txt"}:  # Tiny ImageNet's boxes
+                others[suffix or "no suffix"] = others.get(suffix or "no suffix", 0) + 1
+        files += images
     if not files:
         raise UserError(f"{folder} holds no images in class folders (looked for {', '.join(sorted(SUFFIXES))}).")
+    if others:
+        kinds = ", ".join(f"{count} with {suffix}" for suffix, count in sorted(others.items()))
+        log.warning("%s: files that are no images by their names are passed over: %s.", folder, kinds)
     return files
 
 
-def _below(folder: Any) -> Iterable[Any]:
+def _below(folder: Any, seen: set[tuple[int, int]]) -> Iterable[Any]:
+    """The files in a folder and in those below. `seen`: folders met so far, as a disk numbers them."""
+    if isinstance(folder, Path):
+        status = folder.stat()
+        if (place := (status.st_dev, status.st_ino)) in seen and status.st_ino:
+            raise UserError(f"{folder} is a link to a folder whose images are counted already: remove it.")
+        seen.add(place)
     for entry in folder.iterdir():
+        if entry.name.startswith("."):
+            continue
         if entry.is_dir():
-            yield from _below(entry)
-        else:
+            yield from _below(entry, seen)
+        elif entry.is_file():
             yield entry
+        elif Path(entry.name).suffix.lower() in SUFFIXES:
+            raise UserError(f"{entry} is no file, or a link to nowhere: mend it or remove it.")
 
 
 def decode(paths: Sequence[Any], size: int, label: str) -> Tensor:
     """[N, 3, size, size] uint8, by threads (the decoder releases the interpreter)."""
     from PIL import Image, ImageOps
 
+    broken = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, Image.DecompressionBombError)
     out = torch.empty(len(paths), 3, size, size, dtype=torch.uint8)
 
     def one(index: int) -> None:
@@ -90,7 +119,7 @@ def decode(paths: Sequence[Any], size: int, label: str) -> Tensor:
                 if file.mode.startswith(("I", "F")):
                     raise ValueError("more than 8 bits in each pixel would be cut off")
                 image = file.convert("RGB")
-        except (OSError, ValueError, KeyError, Image.DecompressionBombError) as error:
+        except broken as error:
             raise UserError(f"{paths[index]} cannot be read as an image ({error}): mend it or remove it.") from error
         if image.size != (size, size):
             image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)

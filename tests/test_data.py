@@ -1,6 +1,9 @@
 """Splits, augmentation, and folders of images."""
 
 import hashlib
+import os
+import tarfile
+import zipfile
 
 import numpy as np
 import pytest
@@ -127,6 +130,17 @@ def test_imagefolder(tree):
         (lambda t: Image.new("I;16", (8, 8)).save(t / "train/cat/2-0.png"), "more than 8 bits in each pixel"),
         (lambda t: (t / "test/emu").mkdir() or Image.new("RGB", (8, 8)).save(t / "test/emu/x.png"), "lacks: emu"),
         (lambda t: (t / "test").rename(t / "validation"), "there is no folder"),
+        (lambda t: (t / "train/bee").mkdir(), "bee holds no images"),  # dog would be class 1 or 2
+        (
+            lambda t: (t / "train/cat/more").symlink_to(t / "train/dog"),
+            "a link to a folder whose images are counted already",
+        ),
+        (
+            lambda t: (t / "train/cat/more").symlink_to(t / "train/cat"),
+            "a link to a folder whose images are counted already",
+        ),
+        (lambda t: os.mkfifo(t / "train/cat/pipe.png"), "pipe.png is no file"),
+        (lambda t: (t / "train/cat/gone.png").symlink_to(t / "nowhere"), "gone.png is no file"),
     ],
 )
 def test_a_bad_tree_is_one_sentence(tree, spoil, words):
@@ -136,6 +150,36 @@ def test_a_bad_tree_is_one_sentence(tree, spoil, words):
     chain = [caught.value, caught.value.__cause__]
     assert any(isinstance(e, UserError) and words in str(e) for e in chain)
     assert not list(tree.glob("out/cache/*"))
+
+
+def test_what_is_no_image_is_passed_over_and_said(tree, caplog):
+    plain = folder_of(tree, "dataset.size=8")
+    (tree / "train/.ipynb_checkpoints").mkdir()
+    for name in ("._0-0.png", "notes.svg", "more.heic", "boxes.txt"):
+        (tree / "train/cat" / name).write_bytes(b"no image")
+    caplog.clear()
+    assert folder_of(tree, "dataset.size=8").digest == plain.digest
+    assert "train: files that are no images by their names are passed over: 1 with .heic, 1 with .svg." in caplog.text
+    assert caplog.text.count("passed over") == 1
+    Image.open(tree / "train/cat/2-0.png").save(tree / "train/cat/2-0.gif")
+    assert len(folder_of(tree, "dataset.size=8").train) == 11
+
+
+@pytest.mark.parametrize("above", ["", "mine/"], ids=["at its top", "in a folder"])
+def test_a_folder_of_images_in_an_archive(above, tree, tmp_path_factory):
+    place = tmp_path_factory.mktemp("archives")
+    plain = folder_of(tree, "dataset.size=8")
+    for name in ("images.zip", "images.tar.gz"):
+        with zipfile.ZipFile(place / name, "w") if name.endswith("zip") else tarfile.open(place / name, "w:gz") as file:
+            add = file.write if name.endswith("zip") else file.add
+            if above == "" and name.endswith("gz"):
+                file.add(tree / "train", ".", recursive=False)  # as `tar -C DIR .` does
+            for path in sorted([*tree.glob("t*/**/*")]):
+                add(path, f"{above}{path.relative_to(tree)}") if path.is_file() else None
+        assert folder_of(place, f"dataset.root={place / name}", "dataset.size=8").digest == plain.digest
+    with pytest.raises(Exception) as caught:
+        folder_of(place, f"dataset.root={place / name}", "dataset.test=val")
+    assert f"{place / name} holds no folder val" in str(caught.value.__cause__)
 
 
 def test_digits_are_the_published_ones(monkeypatch):

@@ -164,5 +164,14 @@ def test_tiny_imagenet_in_its_zip(tmp_path):
         for path in sorted((tmp_path / "tiny-imagenet-200").rglob("*")):
             archive.write(path, path.relative_to(tmp_path))
     assert load("tiny_imagenet", other).digest == plain.digest
+    content = (other / "tiny-imagenet-200.zip").read_bytes()
+    (other / "tiny-imagenet-200.zip").write_bytes(content[: len(content) // 2])
+    with pytest.raises(
+        InstantiationException, match=r"tiny-imagenet-200.zip cannot be read as an archive .*: fetch it again"
+    ):
+        load("tiny_imagenet", other)
+    (tmp_path / "tiny-imagenet-200/val/val_annotations.txt").write_text("")
+    with pytest.raises(InstantiationException, match=r"val_annotations.txt names no image"):
+        load("tiny_imagenet", tmp_path)
     with pytest.raises(InstantiationException, match=r"there is neither .* nor tiny-imagenet-200.zip"):
         load("tiny_imagenet", tmp_path / "nowhere")
