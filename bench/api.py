@@ -129,6 +129,10 @@ def repair(
     needs: dict[str, object] = {"poisoned": poisoned, "trigger": trigger}
     if needs.get(method.needs, True) is None:
         raise UserError(f"this defence needs {method.needs}: hand it over by that name.")
+    if not (isinstance(max_drop, int | float) and 0 <= max_drop <= 100 and isinstance(seed, int) and seed >= 0):
+        raise UserError(
+            f"max_drop={max_drop} must be a number of points (0 to 100), seed={seed} a whole number, 0 or more."
+        )
     rule = rule or ("fixed" if held is None else "clean_drop")
     if rule not in ("fixed", "clean_drop") or (held is None and rule != "fixed"):
         raise UserError(f"rule={rule} must be fixed, or clean_drop with images to `select` by.")

@@ -119,8 +119,8 @@ def fit(
     `keep` lets an interrupted training go on where it was; `carry` is then all that the hooks draw from or change besides
     the model: generators, modules, optimisers, tensors that count (changed in place).
 
-    Raises UserError if the set is empty, if the model is not finite to begin with, if a batch is too small for BatchNorm,
-    or if the loss stops being finite.
+    Raises UserError if the set is empty, if all weights are frozen, if the model is not finite to begin with, if a batch is
+    too small for BatchNorm, or if the loss stops being finite.
     """
     if len(data) == 0:
         raise UserError(f"{label}: there are no images to train on.")
@@ -130,6 +130,10 @@ def fit(
     still = Augment()
     feed = Feed(data, plan.batch_size, (still if on_batch else moved).pad)
     chosen = list(model.parameters() if parameters is None else parameters)
+    if not any(parameter.requires_grad for parameter in chosen):
+        raise UserError(
+            f"{label}: all weights are frozen (requires_grad), so none can be trained: model.requires_grad_()."
+        )
     optimizer = plan.optimise(chosen)
     draws = len(data) if plan.iterations is None else plan.iterations * plan.batch_size
     drop = plan.drop_last and draws > plan.batch_size

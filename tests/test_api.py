@@ -1,5 +1,6 @@
 """The API gives the numbers of a cell, and the examples of docs/api.md run as they stand."""
 
+import copy
 import json
 import re
 import subprocess
@@ -80,6 +81,9 @@ def test_what_does_not_fit_is_one_sentence(victim):
         ({"defense": "clp", "select": (held.x, held.y - 1)}, "labels go from -1 to"),
         ({"defense": "clp", "select": (held.x[:, :1], held.y)}, "do not go with clean ones"),
         ({"defense": "clp", "clean": (clean.x, clean.y.tolist())}, "must be tensors, not Tensor and list"),
+        ({"defense": "clp", "select": held, "max_drop": -5}, "max_drop=-5 must be a number of points"),
+        ({"defense": "clp", "select": held, "max_drop": float("nan")}, "max_drop=nan must be"),
+        ({"defense": "clp", "seed": -1}, "seed=-1 a whole number"),
         ({"defense": "clp", "clean": clean.x}, "or a pair of images and labels"),
         ({"defense": "clp", "clean": (clean.x[:, :2], clean.y)}, r"cannot take images of \[2, 16, 16\]"),
     ):
@@ -95,6 +99,14 @@ def test_what_does_not_fit_is_one_sentence(victim):
             evaluate(victim.model, on)
     with pytest.raises(UserError, match=r"logits are \[2, 10, 1, 1\], where \[N, classes\] is needed"):
         evaluate(torch.nn.Sequential(victim.model, torch.nn.Unflatten(1, (10, 1, 1))), clean)
+
+
+def test_a_frozen_model_is_not_trained_in_silence(victim):
+    clean, held = victim.clean_images(20, 20)
+    frozen = copy.deepcopy(victim.model).requires_grad_(False)
+    assert repair(frozen, "clp", clean, held).mask
+    with pytest.raises(UserError, match=r"all weights are frozen .*: model\.requires_grad_\(\)"):
+        repair(frozen, "ft", clean, held)
 
 
 def test_a_program_of_hydras_may_repair(victim):
