@@ -124,6 +124,8 @@ def _check_entries(
     config: Mapping[str, Any], path: str, known: Mapping[str, type | None], null: Container[str] = ()
 ) -> None:
     """The settings of one node. `null`: which of them may be null, besides those in `NULL`."""
+    if path in KNOWN and path and (missing := sorted(known.keys() - config.keys())):
+        raise UserError(f"{path}.{missing[0]} is missing: ~ leaves out what may be chosen, and a setting needs a value.")
     for key, value in config.items():
         here = f"{path}.{key}" if path else str(key)
         if key not in known:
@@ -176,6 +178,8 @@ def check_workers(workers: int, launcher: str) -> None:
     """Raises UserError where `workers` would be read by nobody."""
     if launcher == "basic" and workers > 1:
         raise UserError(f"workers={workers} needs a launcher: launcher=joblib (or submitit_local, ray).")
+    if launcher == "submitit_slurm" and workers > 1:
+        raise UserError(f"workers={workers} is not read by Slurm: say hydra.launcher.array_parallelism={workers}.")
 
 
 def _fits(value: Any, kind: type) -> bool:

@@ -40,6 +40,7 @@ def test_whatever_conf_says_is_taken(group):
         ("gate.min_asr=-5", "gate.min_asr=-5 must be at least 0"),
         ("clean.mix=-5", "clean.mix=-5 must be at least 0"),
         ("dataset.augment.shift=-1", "dataset.augment.shift=-1 must be at least 0"),
+        ("~selection.stop", "selection.stop is missing"),
         ("allow=5", "allow=5 must be names of packages"),
     ],
 )

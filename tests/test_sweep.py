@@ -77,6 +77,8 @@ def test_workers_without_a_launcher_are_refused():
     with pytest.raises(UserError, match="needs a launcher: launcher=joblib"):
         config.check_workers(4, "basic")
     config.check_workers(4, "joblib")
+    with pytest.raises(UserError, match="array_parallelism=4"):
+        config.check_workers(4, "submitit_slurm")
 
 
 def test_the_rest_of_the_time_is_honest():
