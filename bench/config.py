@@ -125,7 +125,9 @@ def _check_entries(
 ) -> None:
     """The settings of one node. `null`: which of them may be null, besides those in `NULL`."""
     if path in KNOWN and path and (missing := sorted(known.keys() - config.keys())):
-        raise UserError(f"{path}.{missing[0]} is missing: ~ leaves out what may be chosen, and a setting needs a value.")
+        raise UserError(
+            f"{path}.{missing[0]} is missing: ~ leaves out what may be chosen, and a setting needs a value."
+        )
     for key, value in config.items():
         here = f"{path}.{key}" if path else str(key)
         if key not in known:
