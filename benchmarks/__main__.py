@@ -31,7 +31,9 @@ from benchmarks.rows import ROWS, measure
 from benchmarks.setting import QUICK, Setting, Size
 
 CPU = torch.device("cpu")
-HOME = write.place("cpu", machine.processor())
+NAME = machine.processor() + ("" if machine.precision("cpu") == "bf16" else ", without bfloat16")
+"""Some processors go by one name with and without it, and are no match for each other."""
+HOME = write.place("cpu", NAME)
 PARTS: dict[str, Callable[[Setting], Any]] = {
     "rates": lambda setting: rates(setting, CPU, setting.size.batch),
     "growth": growth,
@@ -63,7 +65,7 @@ def environment() -> dict[str, Any]:
     """The machine, by its processor's name only, and the software."""
     found = machine.environment(CPU)
     found.pop("peak_memory_mib")
-    return found | {"cores": torch.get_num_threads(), "mkldnn": torch.backends.mkldnn.is_available()}
+    return found | {"device": NAME, "cores": torch.get_num_threads(), "mkldnn": torch.backends.mkldnn.is_available()}
 
 
 def run(names: list[str], setting: Setting, keep: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
