@@ -89,6 +89,8 @@ def pictures(folder: Path) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError(f"{path.name} is larger than {LIMIT >> 20} MiB")
     found = tensors(path.read_bytes())
     before, after = found["original"], found["triggered"]
+    if before.shape[:1] == after.shape[:1] == (0,):
+        raise ValueError("there is no triggered image: nobody knows its trigger")
     for images in (before, after):
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3) or 0 in images.shape:
             raise ValueError(f"{path.name} holds no images: {images.dtype} {list(images.shape)}")

@@ -19,7 +19,9 @@ class TensorBoard(Tracker):
         try:
             import tensorboard  # noqa: F401
         except ImportError as error:
-            raise UserError("tracker=tensorboard needs a package that is not here: pip install tensorboard.") from error
+            raise UserError(
+                "tracker=tensorboard needs a package that is not here: pip install 'backprune[tensorboard]'."
+            ) from error
 
     def write(self, cell: Cell) -> None:
         from torch.utils.tensorboard import SummaryWriter
