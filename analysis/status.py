@@ -168,10 +168,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     except (OSError, ValueError, yaml.YAMLError) as error:
         return command.refuse(f"The sweep is not known: {reason(error)}.")
-    runs = [] if options.runs == Path("runs") else [shlex.quote(f"runs={options.runs}")]
+    how = [word for word in overrides if word.partition("=")[0] in grid.ASIDE - {"runs"}]  # by whom, where, how fast
+    how += [] if options.runs == Path("runs") else [f"runs={options.runs}"]
     lines = list(said(cells, len(cells) if options.all else 10))
     if lines[-1].startswith("  python"):
-        lines[-1] = " ".join([lines[-1], *runs])
+        lines[-1] = " ".join([lines[-1], *map(shlex.quote, how)])
     for line in lines:
         print(plain(line))
     return 0

@@ -43,6 +43,9 @@ def test_every_state_is_seen(runs, capsys):  # noqa: F811
     words = shlex.split(out.splitlines()[-1])
     assert words[:3] == ["python", "bench/run.py", "-m"] and words[-1] == f"runs={runs}"
     assert expand(words[3:], runs) == expand(["attack=badnets", "defense=clp,rnp", "seed=2,3"], runs)
+    assert status.main(["--runs", str(runs), *SWEEP, "threads=1", "launcher=joblib", "workers=2"]) == 0
+    words = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    assert words[-4:] == ["threads=1", "launcher=joblib", "workers=2", f"runs={runs}"], "the cells are run as they were"
 
 
 def test_a_cell_is_running_while_a_process_holds_its_lock(runs):  # noqa: F811
