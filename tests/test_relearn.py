@@ -2,13 +2,18 @@
 
 import copy
 import json
+from types import SimpleNamespace
 
 import pytest
+import torch
 from cells import build, composed
+from torch import nn
 
 from bench import config, dense
+from bench.chosen import Chosen
+from bench.data import ImageSet
 from bench.errors import UserError
-from bench.metrics import evaluate
+from bench.metrics import Metrics, evaluate
 from bench.plan import Plan
 from bench.relearn import Relearn, held
 from bench.run import plain, run
@@ -71,6 +76,55 @@ def test_what_is_held_stays_zero(stage):
     assert (norm.weight[:3] == 0).all() and not norm.weight[3:].equal(old.features[1].weight[3:])
     fit(model, stage.data.heldout, Plan(epochs=1, lr=0.1), seed=0)
     assert (norm.weight[:3] != 0).all()
+
+
+def test_each_column_is_of_its_own_model_and_its_own_images(monkeypatch):
+    """Each number of poisoned images goes beside all the clean ones; the control is the clean model."""
+
+    class Noted(Relearn):
+        def images(self, stage):
+            return ImageSet(torch.zeros(5, 1, 2, 2, dtype=torch.uint8), torch.arange(5))
+
+        def poisoned(self, stage, seed):
+            return ImageSet(torch.ones(4, 1, 2, 2, dtype=torch.uint8), torch.full((4,), 9))
+
+        def trained(self, model, images, stage, seed):
+            assert images.y.tolist() == [0, 1, 2, 3, 4] + [9] * (len(images) - 5)
+            assert images.x.flatten(1).amax(1).tolist() == [0] * 5 + [1] * (len(images) - 5)
+            return model, len(images)
+
+    def evaluated(trained, exam):
+        model, count = trained
+        return Metrics(100, count, 100, {"mine": 10, "clean": 20}[model] + count, 50 + count)
+
+    monkeypatch.setattr("bench.relearn.evaluate", evaluated)
+    stage = SimpleNamespace(settings={"seed": 3}, clean=SimpleNamespace(model="clean"), exam=None)
+    columns = Noted(Plan(), (3, 1, 3)).columns(stage, Chosen("mine", {}, None))
+    wanted = {"relearn_hold": False, "relearn_images": 5}
+    for start, hits in (("", 10), ("control_", 20)):
+        for word, count in (("clean", 5), ("k1", 6), ("k3", 8)):
+            values = {"acc": count, "asr": hits + count, "ra": 50 + count}
+            wanted |= {f"relearn_{name}_{start}{word}": value for name, value in values.items()}
+    assert columns == wanted
+    stage.clean = None
+    assert not any("control" in name for name in Noted(Plan(), ()).columns(stage, Chosen("mine", {}, None)))
+
+
+@pytest.mark.parametrize("hold", [True, False])
+def test_what_pruning_set_to_0_is_held_only_where_it_is_asked_for(hold):
+    """In a copy; and what was 0 in the backdoored model already may grow."""
+    torch.manual_seed(0)
+    before = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    before[1].weight.data[2, 0] = 0
+    chosen = copy.deepcopy(before)
+    chosen[1].weight.data[0] = 0
+    kept = copy.deepcopy(chosen.state_dict())
+    images = ImageSet(torch.arange(48, dtype=torch.uint8).view(12, 1, 2, 2) * 5, torch.arange(12) % 3)
+    stage = SimpleNamespace(backdoor=SimpleNamespace(model=before), data=SimpleNamespace(augment=None))
+    found = Relearn(Plan(epochs=2, batch_size=4, lr=0.1), (), hold).trained(chosen, images, stage, 0)
+    assert found is not chosen and all(value.equal(kept[key]) for key, value in chosen.state_dict().items())
+    assert bool((found[1].weight[0] == 0).all()) == hold and found[1].weight[2, 0] != 0
+    assert not found[1].weight[1].equal(kept["1.weight"][1])
 
 
 def test_what_cannot_be_tried_is_one_sentence(stage):
