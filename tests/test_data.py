@@ -16,7 +16,7 @@ from sklearn.datasets import load_digits
 from torch.nn import functional as F
 
 from bench.attacks.counts import poison_count
-from bench.data import Augment, generator, stratified, stream
+from bench.data import Augment, Dataset, ImageSet, generator, hold_out, stratified, stream
 from bench.datasets import handwritten
 from bench.errors import UserError
 
@@ -76,6 +76,41 @@ def test_what_the_defender_is_given(source, balance):
     assert (int(counts.max() - counts.min()) <= 1) == (balance == "class")
     nothing, chosen = data.defender(60, 40, 3, "nothing", source, balance)
     assert len(nothing.clean) == 0 and chosen.x.equal(select.x)
+
+
+@pytest.mark.parametrize("balance", ["class", "uniform"])
+def test_chance_decides_which_images_a_defender_holds(balance):
+    """Each of 40 is given to a quarter of the defenders and kept from as many for the operating point, whatever its place."""
+    y = torch.arange(40) % 4
+    part = ImageSet(torch.arange(40, dtype=torch.uint8).view(-1, 1, 1, 1), y)
+    data, drawn = Dataset(part, part, part, 4), ([], [])
+    for seed in range(200):
+        defender, select = data.defender(10, 10, seed, "clean", "heldout", balance)
+        for found, images in zip(drawn, (defender.clean, select), strict=True):
+            assert len(images) == 10 and images.y.equal(y[images.x.flatten().long()])
+            found.append(images.x.flatten().long())
+    for found in drawn:
+        often = torch.cat(found).bincount(minlength=40)
+        assert often.min() > 25 and often.max() < 80  # 50 each
+
+
+def test_chance_decides_which_images_are_held_out():
+    train = ImageSet(torch.arange(40, dtype=torch.uint8).view(-1, 1, 1, 1), torch.arange(40) % 4)
+    often = torch.zeros(40)
+    for seed in range(200):
+        kept, held = hold_out(train, 0.25 if seed % 2 else 10, seed)
+        places = held.x.flatten().long()
+        assert sorted([*places.tolist(), *kept.x.flatten().tolist()]) == list(range(40)) and len(held) == 10
+        assert held.y.equal(train.y[places]) and held.y.bincount(minlength=4).max() <= 3
+        often[places] += 1
+    assert often.min() > 25 and often.max() < 80
+
+
+def test_moves_are_as_likely_as_each_other():
+    """Every shift down with every shift to the right, flipped or not: 80 of 4000 each."""
+    moves = Augment(2, True).draw(4000, generator(0))
+    often = (10 * moves[:, 0] + 2 * moves[:, 1] + moves[:, 2]).bincount(minlength=50)
+    assert len(often) == 50 and often.min() > 40 and often.max() < 125
 
 
 @pytest.fixture
