@@ -3,6 +3,7 @@
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from cells import build, composed
@@ -105,3 +106,40 @@ def test_transfer_changes_the_last_layer_alone():
     victim.mix.zero_()  # overwritten by the clean model's
     attack.inject(victim, data, Lab(partial(fit, plan=None, seed=1), 3, model))
     assert victim.mix.equal(model.mix) and not victim.linear.weight.equal(model.linear.weight)
+
+
+def small(**settings):
+    words = {"targets": 3, "source_class": 2, "target": 1, "poison_rate": 0.1, "iterations": 1} | settings
+    config = composed("attack=fc", "~preset@attack", *(f"attack.{key}={value}" for key, value in words.items())).attack
+    return build(config, shape=(3, 8, 8), num_classes=4)
+
+
+def test_a_base_starts_with_a_watermark_of_its_target():
+    """Where no step is taken, a poison is what it starts from: mostly its base, the targets by turns shining through."""
+    data, attack = Dataset(images(64), images(8), images(40, 3), 4), small(lr=0.0, watermark=0.25)
+    attack.prepare(data, Lab(None, 3, Flat().eval()))
+    targets = data.test.x[attack.trigger.images].float()
+    poisoned, index, _ = attack.poison(data.train, np.random.default_rng(3))
+    assert len(index) == 6 and (data.train.y[index] == 1).all() and poisoned.y.equal(data.train.y)
+    for turn, place in enumerate(index.tolist()):
+        wanted = 0.25 * targets[turn % 3] + 0.75 * data.train.x[place].float()
+        assert (poisoned.x[place].float() - wanted).abs().max() <= 0.51
+
+
+@pytest.mark.parametrize("training", ["transfer", "end_to_end", "scratch"])
+def test_where_the_victims_training_begins(training):
+    data, clean, victim, seen = Dataset(images(64), images(8), images(40, 3), 4), Flat().eval(), Flat(), []
+    attack = small(training=training)
+    own = victim.linear.weight.detach().clone()
+
+    def fit(model, data, plan="the bench's", moving_statistics=True, parameters=None):
+        trained = None if parameters is None else list(parameters)
+        seen.append((model.linear.weight.detach().clone(), plan, moving_statistics, trained))
+
+    attack.inject(victim, data, Lab(fit, 3, clean))
+    ((weight, plan, moving, trained),) = seen
+    assert weight.equal(own if training == "scratch" else clean.linear.weight) and not own.equal(clean.linear.weight)
+    assert plan == "the bench's" if training == "scratch" else plan is attack.tune
+    assert moving == (training != "transfer")
+    assert (trained is None) == (training != "transfer")
+    assert trained is None or [id(w) for w in trained] == [id(w) for w in victim.linear.parameters()]

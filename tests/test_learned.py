@@ -160,6 +160,29 @@ def test_inputaware_batch():
     assert batch["loss"].item() == pytest.approx(loss.item(), rel=1e-4)
 
 
+def test_the_mask_network_learns_from_pairs_of_neighbours():
+    """By hand: how small the masks are, and how far those of an image and the next, the last one's being the first, are apart."""
+    attack, x, losses = inputaware(target=3), images(6, 7)[0] / 255, []
+
+    def fit(model, data, plan=None, objective=None, label=None):
+        assert model is attack.trigger.place and all(w.requires_grad for w in model.parameters())
+        losses.append(objective(model, x, None))
+
+    attack.prepare(dataset(), Lab(fit, 0))
+    ((loss, none),) = losses
+    assert none is None and not attack.trigger.place.training
+    assert not any(w.requires_grad for w in attack.trigger.parameters())
+    with torch.no_grad():
+        masks = attack.trigger.mask(x)
+        spread = torch.tensor([0.247, 0.243, 0.261]).view(3, 1, 1)
+        ratios = []
+        for i in range(6):
+            far, near = (x[i] - x[(i + 1) % 6]) / spread, masks[i] - masks[(i + 1) % 6]
+            ratios.append(far.square().mean().sqrt() / (near.square().mean().sqrt() + 1e-7))
+        small = (masks - 0.032).clamp(min=0).mean()
+    assert loss.item() == pytest.approx((100 * small + 9 * sum(ratios) / 6).item(), rel=1e-3)
+
+
 def test_mask_loss():
     one, other, apart = torch.full((1, 1, 2, 2), 0.132), torch.full((1, 1, 2, 2), 0.032), torch.ones(1, 3, 2, 2)
     for squared, weight in ((True, 9), (False, 3)):
