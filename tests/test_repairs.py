@@ -12,9 +12,11 @@ from bench.data import Augment, Defender, ImageSet, generator
 from bench.defenses.awm import AWM
 from bench.defenses.mcr import MCR, bezier, renew_statistics
 from bench.defenses.nad import NAD, attention, stages
+from bench.defenses.rnp import RNP
 from bench.errors import UserError
 from bench.models import preactresnet18, resnet18
 from bench.plan import SCHEDULES
+from bench.pruning import MaskBelow, Sweep
 from bench.training import Plan, epoch_order, fit
 
 STEP = Plan(epochs=1, batch_size=24, lr=0.1, momentum=0.0, augment=False)
@@ -205,6 +207,20 @@ def test_the_half_linear_schedule():
         optimizer.step()
         scheduler.step()
     assert rates == pytest.approx([2.0] * 6 + [2 * (1 - 0.99 / 4 * k) for k in (1, 2, 3)] + [0.02])
+
+
+# -- RNP ---------------------------------------------------------------------------------------------------------------
+def test_rnp_unlearns_until_the_accuracy_is_at_most_the_limit():
+    """As the reference; seen with a learning rate of 0, at which the accuracy stays what it is."""
+    plan = Plan(epochs=3, batch_size=24, lr=0.0, augment=False)
+
+    def accuracies(limit):
+        pruning = {"rule": MaskBelow(0.2), "sweep": Sweep("at", ()), "zeroes": ["weight"]}
+        return [epoch.accuracy for epoch in RNP(plan, limit, plan, 0.2, **pruning).forget(network(), defender())]
+
+    first, *more = accuracies(-1.0)
+    assert more == [first, first] and 0 < first < 1
+    assert accuracies(first) == [first] and accuracies(first - 1e-6) == [first] * 3
 
 
 # -- AWM ---------------------------------------------------------------------------------------------------------------

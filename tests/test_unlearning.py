@@ -6,12 +6,13 @@ from test_defenses import defender, network
 from torch import nn
 from torch.nn import functional as F
 
+from bench.data import generator
 from bench.defenses.ibau import IBAU, with_hypergradient
 from bench.defenses.npd import NPD, insert, runner_up
 from bench.defenses.sau import SAU, away, jensen_shannon
 from bench.errors import UserError
 from bench.models import preactresnet18
-from bench.training import Plan
+from bench.training import Plan, epoch_order
 
 
 def steep():
@@ -75,6 +76,36 @@ def test_ibau_takes_one_step_of_the_hypergradient():
     for found, w, plain, part in zip(tuned.model.parameters(), weights, direct[1:], implicit, strict=True):
         torch.testing.assert_close(found.detach(), (w - lr * (plain - part)).detach(), rtol=1e-3, atol=1e-5)
     assert tuned.model[1].running_mean.equal(network()[1].running_mean)
+
+
+def test_ibau_by_hand():
+    """Two rounds of two batches: the perturbation is made anew in each round, from the model as it is then; a quarter of a
+    batch carries it; the inner loss is that of the very first batch."""
+    data, lr, rate = defender(), 0.1, 0.5
+    plan = Plan(epochs=2, batch_size=20, lr=lr, momentum=0.0, augment=False)
+    (tuned,) = IBAU(plan, lr=5.0, decay=0.001, share=0.25, steps=2, rate=rate).repair(steep(), data).candidates
+    model, x, y, rng = steep(), data.clean.x / 255, data.clean.y, generator(data.seed, "ibau")
+    weights, first = list(model.parameters()), None
+
+    def inner(index, delta, labels):
+        return 0.001 * delta.square().sum() - F.cross_entropy(model(x[index] + delta), labels)
+
+    for epoch in range(2):
+        delta = torch.zeros(3, 8, 8, requires_grad=True)
+        for index in torch.randperm(40, generator=rng).split(20):
+            slope = torch.autograd.grad(inner(index, delta, model(x[index]).argmax(1)), delta)[0]
+            delta = (delta - 5.0 * slope).detach().requires_grad_()
+        for index in epoch_order(40, plan, data.seed, epoch).split(20):
+            first = index if first is None else first
+            carried = torch.cat([x[index[:5]] + delta, x[index[5:]]])
+            outer = F.cross_entropy(model(carried), y[index])
+            loss = with_hypergradient(outer, inner(first, delta, y[first]), delta, 2, rate)
+            slopes = torch.autograd.grad(loss, weights)
+            with torch.no_grad():
+                for w, slope in zip(weights, slopes, strict=True):
+                    w -= lr * slope
+    for found, w in zip(tuned.model.parameters(), weights, strict=True):
+        torch.testing.assert_close(found.detach(), w.detach(), rtol=1e-3, atol=1e-5)
 
 
 def test_ibau_lives_in_the_space_it_says():
