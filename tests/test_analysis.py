@@ -445,3 +445,14 @@ def test_when_everything_lost_too_much_nothing_is_pruned():
     curve = [{"pruned": n, "fixed": 0, "select_acc": 50.0, "acc": 50.0, "asr": 9.0 - n} for n in (0, 3)]
     for rule in ("clean_drop", "oracle"):
         assert choose(curve, rule, select_before=99.0, acc_before=99.0, max_drop=1.0) == 0
+
+
+def test_a_loss_of_just_the_limit_is_within_it_and_among_equal_asr_the_higher_acc_is_taken():
+    """644 of 1000 less 2 points is more than 624 of 1000 in binary; and 623 of 1000 is less."""
+    points = [(0, 64.4, 64.4, 9.0), (1, 62.4, 62.4, 3.0), (2, 62.3, 62.3, 1.0)]
+    curve = [{"pruned": n, "fixed": 0, "select_acc": s, "acc": a, "asr": h} for n, s, a, h in points]
+    for rule in ("clean_drop", "oracle"):
+        assert choose(curve, rule, select_before=64.4, acc_before=64.4, max_drop=2.0) == 1
+    for better in (2, 1):
+        equal = [row | {"asr": 3.0, "acc": 63.0 + (i == better)} for i, row in enumerate(curve)]
+        assert choose(equal, "oracle", select_before=64.4, acc_before=64.4, max_drop=2.0) == better

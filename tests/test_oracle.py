@@ -88,6 +88,17 @@ def test_the_change_is_left_beside_the_model_once(tmp_path):
     assert not (tmp_path / "none.csv").exists()
 
 
+def test_of_many_images_evenly_spaced_ones_are_looked_at(tmp_path, monkeypatch):
+    """30 count, and 8 are to be looked at, at most: every fourth."""
+    monkeypatch.setattr("bench.tac.IMAGES", 8)
+    model, test, path = network(), images(45), tmp_path / "tac.csv"
+    leave(path, Backdoor(model, White(3, target=1)), test)
+    some = test.x[test.y != 1][::4]
+    wanted = trigger_activated_change(model, some / 255, White(3, target=1).stamp(some) / 255)
+    found = [float(line.split(",")[2]) for line in path.read_text().splitlines()[1:]]
+    assert found == pytest.approx(torch.cat([*wanted.values()]).tolist(), rel=1e-5)
+
+
 def test_trigger_activated_change_is_that_of_the_paper():
     model, x = network(), images().x
     before = copy.deepcopy(model.state_dict())

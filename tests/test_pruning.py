@@ -57,6 +57,13 @@ def test_z_scores_by_hand():
     assert count(by_rank(ZScore(3.0), scores, 99)[1]) == 5
 
 
+def test_z_scores_are_strict():
+    """Scores of -1, 0 and 1 have the standard deviation 1: at 1 nothing is an outlier yet, and a little below 1 one is."""
+    scores = {"l": torch.tensor([-1.0, 0.0, 1.0]) * 5 + 7}
+    assert count(ZScore(0).mask(scores, 1.0)) == 0
+    assert ZScore(0).mask(scores, 0.999)["l"].tolist() == [False, False, True]
+
+
 @settings(max_examples=20)
 @given(layers, st.sampled_from(["at", "number"]), st.lists(st.integers(0, 9), min_size=1, max_size=5))
 def test_sweeps_grow_and_hold_the_papers_point(scores, by, points):
