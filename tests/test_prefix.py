@@ -1,5 +1,7 @@
 """Going on from the first layer that changed gives the very answers of whole passes."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -88,6 +90,17 @@ def test_a_model_that_answers_nan_hits_nothing(caplog):
     found = metrics.evaluate(model, Exam(ImageSet(x, told), ImageSet(x, told), torch.zeros_like(told)), predict)
     assert (found.right, found.hit, found.robust) == (0, 0, 0)
     assert "60 of 60 test images have logits that are NaN" in caplog.text
+
+
+def test_a_model_in_train_mode_answers_as_in_eval_mode():
+    """BatchNorm's running statistics count, not those of the images that happen to be looked at together."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(768, 10)), images(30)
+    with torch.no_grad():
+        other, wanted = copy.deepcopy(model)(x / 255).argmax(1), model.eval()(x / 255).argmax(1)
+    assert not wanted.equal(other)
+    assert metrics.predict(model.train(), x).equal(wanted)
+    assert metrics.accuracy(model.train(), ImageSet(x, wanted)) == 100
 
 
 @pytest.mark.parametrize("limit", [0, 200_000, 2**30], ids=["none", "some", "all"])
