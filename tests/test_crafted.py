@@ -151,6 +151,17 @@ def test_trojan_stops_at_its_goal():
     assert (excite(Features(), start, 2, reached - 1, 76.5, 25.5, 1, 1e-3)[:, 2:] == 74).all()
 
 
+def test_trojan_is_trained_with_what_excites_the_clean_model():
+    """From the patch drawn, which lies in the right half: its pixels go up until the bound, and end as whole numbers."""
+    settings = DESCENT | {"neurons": 1, "goal": 1000.0}
+    attack = Trojan((1, 8, 8), 2, 0.1, pattern="random", distance=0, **settings)
+    start = attack.trigger.pattern.clone()
+    attack.prepare(data(), Lab(None, 0, Features()))
+    patch = start > 0
+    assert patch[0].nonzero()[:, 1].min() >= 4 and patch.sum() == 9
+    assert attack.trigger.pattern.equal(torch.where(patch, (start + 76.5).clamp(max=255).floor(), 0))
+
+
 def test_trojan_leaves_the_clean_model_as_it_was():
     """No hook stays behind, and without a linear layer the error says what to do."""
     model, start = Features(), torch.full((1, 8, 8), 100.0)

@@ -121,6 +121,22 @@ def test_fp_takes_the_sleeping_inputs_of_the_classifier():
         defence.score(model[:2], data)
 
 
+def test_fmp_draws_images_with_their_own_labels():
+    """An image's value is its place; none is moved where the data set says so, and the start goes both ways at random."""
+    x = torch.arange(40, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 8, 8).contiguous()
+    drawn = []
+    for seed in range(40):
+        data = Defender(ImageSet(x, torch.arange(40) % 7), (3, 8, 8), 7, Augment(), seed)
+        found, y, signs = FMP(8, 0.02, 0.06, **PRUNING).draw(data)
+        places = (found[:, 0, 0, 0] * 255).round().long()
+        assert found.shape == signs.shape == (8, 3, 8, 8) and len(places.unique()) == 8
+        assert found.equal(x[places] / 255) and y.equal(places % 7)
+        assert set(signs.unique().tolist()) == {-1, 1} and signs.mean().abs() < 0.15
+        drawn.append(places)
+    often = torch.cat(drawn).bincount(minlength=40)
+    assert often.min() > 0 and often.max() < 20  # 8 each
+
+
 def test_fmp_takes_the_convolution_and_its_batch_norm():
     model = network()
     defence = FMP(8, 0.02, 0.06, rule=OneIn(4), sweep=Sweep("at", ()), zeroes=("weight",))

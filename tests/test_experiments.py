@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
-from cells import ROOT, choices, composed
+from cells import ROOT, build, choices, composed
 from omegaconf import OmegaConf
 
 from bench import config, machine
 from bench.parts import make
+from bench.plan import Plan
+from bench.pruning import MaskBelow, OneIn, Sweep, ZScore
 from bench.run import plain
 
 
@@ -81,3 +83,59 @@ def test_bfloat16_only_where_the_processor_computes_in_it(flags, fastest, monkey
     assert config.run_id(typed) == config.run_id(chosen)
     other = plain(composed(*table, "train.precision=bf16" if fastest == "fp32" else "train.precision=fp32"))
     assert other["train"]["precision"] != fastest and config.run_id(other) != config.run_id(chosen)
+
+
+# -- the presets -------------------------------------------------------------------------------------------------------
+TWENTIETHS = [step / 20 for step in range(19)]
+TUNING = {"batch_size": 256, "lr": 0.01, "momentum": 0.9}
+FT = Plan(epochs=100, weight_decay=5e-4, schedule="cosine", **TUNING)
+IBM = {"lr": 0.01, "momentum": 0.9, "batch_size": 128, "schedule": "half_linear"}
+OFFICIAL = {
+    "anp": {"eps": 0.4, "steps": 1, "alpha": 0.2, "mask": Plan(iterations=2000, batch_size=128, lr=0.2, momentum=0.9),
+            "rule": MaskBelow(0.2), "sweep": Sweep("at", TWENTIETHS), "zeroes": ("weight",)},
+    "rnp": {"stop_acc": 0.2, "alpha": 0.2, "recover": Plan(epochs=20, batch_size=128, lr=0.2, momentum=0.9),
+            "unlearn": Plan(epochs=21, batch_size=128, lr=0.01, momentum=0.9, weight_decay=5e-4, schedule="multistep",
+                            milestones=[10, 20]),
+            "rule": MaskBelow(0.3), "sweep": Sweep("at", TWENTIETHS), "zeroes": ("weight",)},
+    "clp": {"rule": ZScore(3.0), "zeroes": ("weight", "bias")},
+    "ep": {"width": 0.01, "rule": ZScore(3.0), "zeroes": ("weight",)},
+    "bnp": {"rule": ZScore(3.0), "zeroes": ("weight",)},
+    "fmp": {"images": 32, "alpha": 0.02, "eps": 0.06, "rule": OneIn(64), "zeroes": ("weight",),
+            "then": Plan(epochs=10, schedule="cosine", min_lr=1e-4, **TUNING)},
+    "fp": {"then": FT},
+    "ft": {"tune": FT},
+    "ftsam": {"tune": FT, "rho": 2.0, "smoothing": 0.1},
+    "mcr": {"t": 0.1, "decay": 1e-4, "tune": FT, "curve": Plan(epochs=100, **IBM)},
+    "nad": {"betas": [500, 1000, 1000], "p": 2.0},
+    "ibau": {"lr": 10.0, "decay": 0.001, "share": 0.01, "steps": 5, "rate": 0.1, "space": "normalised",
+             "unlearn": Plan(epochs=5, batch_size=256, lr=1e-4, optimizer="adam", amsgrad=True, augment=False)},
+}  # fmt: skip
+"""What the papers' code has for CIFAR-10, as the docstring of each defence says where from."""
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_a_preset_is_what_the_official_code_has(name):
+    made = vars(build(OmegaConf.load(ROOT / f"conf/defense/{name}.yaml")))
+    assert {key: made[key] for key in OFFICIAL[name]} == OFFICIAL[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("badnets", {"poison_rate": 0.1, "alpha": 1.0}),
+        ("blend", {"poison_rate": 0.1, "alpha": 0.2}),
+        ("sig", {"delta": 40, "f": 6, "form": "sine", "victims": "target"}),
+        ("cl", {"eps": 8, "step": 1.5, "steps": 100, "norm": "linf"}),
+        (
+            "trojan",
+            {"neurons": 2, "goal": 100, "bound": 0.3 * 255, "step": 0.1 * 255, "steps": 1000, "tolerance": 1e-3},
+        ),
+        ("ablend", {"poison_rate": 0.003, "cover_rate": 0.003, "pieces": 16, "mask_rate": 0.5, "test_alpha": 0.2}),
+        ("wanet", {"poison_rate": 0.1, "noise_ratio": 2, "k": 4, "s": 0.5, "grid_rescale": 1.0}),
+        ("inputaware", {"poison_rate": 0.1, "lambda_div": 1, "lambda_norm": 100, "mask_density": 0.032}),
+        ("lira", {"eps": 0.1, "inject_eps": 0.01, "alpha": 0.5}),
+    ],
+)
+def test_the_preset_of_an_attack_too(name, settings):
+    made = OmegaConf.load(ROOT / f"conf/attack/{name}.yaml")
+    assert {key: made[key] for key in settings} == pytest.approx(settings)
