@@ -1,6 +1,7 @@
 """Every defence on input that no paper thinks of: one sentence that says what is wrong, or a result that makes sense."""
 
 import copy
+import sys
 from dataclasses import replace
 from functools import cache
 
@@ -10,6 +11,7 @@ from cells import build, choices, composed, shrink
 from torch import nn
 
 from bench.data import Augment, Defender, ImageSet
+from bench.defenses.base import PruningDefense
 from bench.defenses.ep import channel_entropy
 from bench.errors import UserError
 from bench.models import normalised, resnet18, vgg
@@ -185,3 +187,33 @@ def test_a_model_is_sound_if_every_number_is_finite():
     net[1].running_var[2] = -torch.inf
     with pytest.raises(UserError, match="running_var is not finite"):
         sound(net, "x")
+
+
+@pytest.mark.parametrize("name", DEFENSES)
+def test_how_a_repair_looks_at_its_images(name, monkeypatch):
+    """A model in train mode is scored or repaired as one in eval mode; what trains does so on the clean images, moved as the
+    data set says; and what trains twice (RNP, NAD, MCR) in another order."""
+    clean, trainings, seeds, made = images(20), [], [], []
+
+    def noted(model, images, *args, **more):
+        trainings.append((images, more))
+        return fit(model, images, *args, **more)
+
+    for module in [m for place, m in sys.modules.items() if place.startswith("bench.defenses.") and hasattr(m, "fit")]:
+        monkeypatch.setattr(module, "fit", noted)
+    for mode in (False, True):
+        defence, data = view(name, clean)
+        model = copy.deepcopy(network()).train(mode)
+        if isinstance(defence, PruningDefense):
+            made.append(defence.score(model, data))
+        else:
+            (candidate,) = defence.repair(model, data).candidates
+            made.append(candidate.model.state_dict())
+        assert all(images is data.clean and more["augment"] is data.augment for images, more in trainings)
+        seeds.append([more["seed"] for _, more in trainings])
+        trainings.clear()
+    evaluating, training = made
+    assert all(value.equal(training[key]) for key, value in evaluating.items())
+    assert seeds[0] == seeds[1]
+    if name in ("rnp", "nad", "mcr"):
+        assert len(set(seeds[0])) == len(seeds[0]) == 2

@@ -98,6 +98,18 @@ def test_every_point_is_fine_tuned_by_itself_and_what_is_pruned_stays_pruned():
         assert not repaired[4].weight.equal(model[4].weight)
 
 
+def test_it_trains_on_the_clean_images_moved_as_the_data_set_says(monkeypatch):
+    seen = []
+    monkeypatch.setattr("bench.defenses.base.fit", lambda model, *args, **more: seen.append((*args, more)))
+    images = ImageSet(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.arange(4) % 3)
+    data = Defender(images, (1, 8, 8), 3, Augment(1, True), 7)
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3))
+    list(First(Threshold(3.0), Sweep("at", (2.0,)), ["weight"], FT).repair(model, data).candidates)
+    assert len(seen) == 2
+    for where, plan, more in seen:
+        assert where is images and plan is FT and (more["seed"], more["augment"]) == (7, data.augment)
+
+
 def test_a_method_may_let_it_grow_back_and_have_an_objective_of_its_own():
     model, points = tuned(Loose)
     for _, repaired in points[1:]:
