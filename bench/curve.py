@@ -24,9 +24,9 @@ def trace(
 ) -> list[dict[str, Any]]:
     """The defence's curve, from few to many pruned channels: rows of COLUMNS, and `layers`: name -> (channels, pruned).
 
-    `select_before`: accuracy on `select` before the defence. Points after the first one that loses more than `stop`
-    points there are passed over (None: none are), but never the paper's own point. `keep` is called with the rows so far
-    after each, while the candidate of the last one is still what it was measured as; see `bench.chosen`.
+    `select_before`: accuracy on `select` before the defence. Points after one that loses more than `stop` points there are
+    passed over (None: none are), but never the paper's own, and what follows that only if it loses as much. `keep` is called
+    with the rows so far after each, while the candidate of the last is still what it was measured as; see `bench.chosen`.
     """
     rows: list[dict[str, Any]] = []
     prefixes = Prefixes()
