@@ -131,9 +131,9 @@ def sentence(error: BaseException) -> str:
             if key == "check":
                 return "check=relearn is to be chosen before a setting of it is given."
             return f"{key} is not a setting of the bench: {nearest(last, [str(k) for k in node])}"
+    for e in chain:
         if "Could not detect" in str(e) and "srun" in str(e):
             return "launcher=submitit_slurm: there is no Slurm here (no srun); launcher=submitit_local and joblib need none."
-    for e in chain:
         if (isinstance(e, OSError) and e.errno in FULL) or any(said in str(e) for said in UNSAID):
             return "the disk is full: free some space, or choose another place with runs=DIR; nothing half-written is left."
         if isinstance(e, OSError) and e.filename:

@@ -72,12 +72,12 @@ def listing(folder: Any, layout: str) -> Listing:
         if not entry.is_dir() or entry.name.startswith("."):
             continue
         found = sorted(_below(entry, seen), key=str)
-        images = [(entry.name, path) for path in found if Path(path.name).suffix.lower() in SUFFIXES]
+        images = [(entry.name, path) for path in found if ending(path) in SUFFIXES]
         if not images:
             said = f"{entry} holds no images (looked for {', '.join(sorted(SUFFIXES))})"
             raise UserError(f"{said}: each folder there is a class, so put some in or remove it.")
         for path in found:
-            if (suffix := Path(path.name).suffix.lower()) not in SUFFIXES | {".txt"}:  # Tiny ImageNet's boxes
+            if (suffix := ending(path)) not in SUFFIXES | {".txt"}:  # Tiny ImageNet's boxes
                 others[suffix or "no suffix"] = others.get(suffix or "no suffix", 0) + 1
         files += images
     if not files:
@@ -86,6 +86,11 @@ def listing(folder: Any, layout: str) -> Listing:
         kinds = ", ".join(f"{count} with {suffix}" for suffix, count in sorted(others.items()))
         log.warning("%s: files that are no images by their names are passed over: %s.", folder, kinds)
     return files
+
+
+def ending(path: Any) -> str:
+    """The suffix, in small letters, of a Path or a zipfile.Path."""
+    return Path(path.name).suffix.lower()
 
 
 def _below(folder: Any, seen: set[tuple[int, int]]) -> Iterable[Any]:
@@ -102,7 +107,7 @@ def _below(folder: Any, seen: set[tuple[int, int]]) -> Iterable[Any]:
             yield from _below(entry, seen)
         elif entry.is_file():
             yield entry
-        elif Path(entry.name).suffix.lower() in SUFFIXES:
+        elif ending(entry) in SUFFIXES:
             raise UserError(f"{entry} is no file, or a link to nowhere: mend it or remove it.")
 
 

@@ -215,9 +215,7 @@ def of_backdoorbench(file: Checkpoint, shape: tuple[int, int, int], num_classes:
         if not np.isin(indicator, (0, 1)).all():
             raise ValueError("its poison_indicator holds more than 0 and 1")
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{file.path} has no bd_train as BackdoorBench's second version writes it ({type(error).__name__}: {error})."
-        ) from error
+        raise other_version(file, "bd_train", error) from error
     if not (count := int(indicator.sum())):
         return pictures, {}
     return pictures, {"poisoned": count, "poison_base": len(indicator), "poison_rate": count / len(indicator)}
@@ -232,9 +230,13 @@ def rows(file: Checkpoint, part: str) -> tuple[list[int], list[int], list[int]]:
         labels: list[Mapping[Any, Any]] = [table[key]["other_info"] for key in keys]
         return keys, [int(label[1]) for label in labels], [int(label[0]) for label in labels]
     except (KeyError, TypeError, IndexError, ValueError) as error:
-        raise UserError(
-            f"{file.path} has no {part} as BackdoorBench's second version writes it ({type(error).__name__}: {error})."
-        ) from error
+        raise other_version(file, part, error) from error
+
+
+def other_version(file: Checkpoint, part: str, error: Exception) -> UserError:
+    return UserError(
+        f"{file.path} has no {part} as BackdoorBench's second version writes it ({type(error).__name__}: {error})."
+    )
 
 
 def images(folder: Path, index: list[int], classes: list[int], shape: tuple[int, int, int]) -> Tensor:
