@@ -191,8 +191,11 @@ def test_tables_set_apart_what_the_bench_tells_apart():
 
 
 def test_files_stay_short():
+    """What a method's first lines say of its paper and its departures is not to be squeezed: they do not count there."""
     for path in SOURCES:
         lines = len(path.read_text().splitlines())
         method = path.parent.name in ("attacks", "defenses") and path.stem not in SHARED
-        limit = 90 if method else 150 if path.stem == "run" else 270
+        if method:
+            lines -= len((ast.get_docstring(ast.parse(path.read_text())) or "").splitlines())
+        limit = 82 if method else 150 if path.stem == "run" else 270
         assert lines <= limit, f"{path} has {lines} lines, more than {limit}"

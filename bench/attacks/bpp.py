@@ -4,8 +4,9 @@ Wang, Zhai & Ma, "BppAttack: Stealthy and Efficient Trojan Attacks against Deep 
 Contrastive Adversarial Learning", CVPR 2022, Section 3.2 (quantisation, Floyd-Steinberg dithering) and 3.3 (negatives);
 reference: RU-System-Software-and-Security/BppAttack, bppattack.py, which dithers on request only. A negative is an image
 plus what the trigger changes on another, under its own label.
-Departures: test images are rounded to uint8, as image files are; a rate too small for an image a batch is a probability
-(reference: none); the others are any training images (reference: five passes of its loader). Defaults: not 1,000 epochs.
+Departures: test images are rounded to uint8, as image files are; with a rate too small for one image a batch, a batch has
+one with that probability, where the reference has none; the others are any training images, where the reference keeps
+five passes of its augmented loader. Defaults here are the bench's common training, not its 1,000 epochs.
 """
 
 import torch

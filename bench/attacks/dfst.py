@@ -6,7 +6,9 @@ that went through it are trained on under their own labels.
 Departures: NO PARITY in the trigger: the reference's style networks are not ours to give; a fixed filter (tone curves,
 light from below, local contrast) stands in. The injector descends the whole loss and keeps images similar, as the paper
 means; `slope=ssim` keeps the code's slip (no gradients pass the model, so SSIM alone trains it, driving images apart).
-Neurons: of the linear layer after the last convolution (layer4 there), at least one. Images are uint8, small rates chance.
+Neurons are what the first linear layer after the last convolution reads: in the bench's networks, as in layer4 there, means
+of the last stage's channels. At least one neuron and one batch; with a rate too small for one image a batch, a batch has
+one with that probability; stylised images are uint8; the last epoch's model counts, not the best on the test set.
 """
 
 import torch

@@ -5,7 +5,9 @@ pattern network together; reference: VinAIResearch/input-aware-backdoor-attack-r
 Departures: the pattern network's gradients are zeroed after each step, as the paper reads; the reference never zeroes
 them (zero_grad=false). The second image of a pair is the next in the batch, where the reference has a second loader, and
 the mask network sees a batch once, not three times. Equal masks or patterns have no gradient (in the reference: NaN).
-Normalised as CIFAR-10 (GTSRB there: not at all). Small rates: by chance. Small images: fewer stages. Test images: uint8.
+All colour images are normalised as CIFAR-10 there (GTSRB there: not at all). With a rate too small for one image a batch,
+a batch has one with that probability. Small images have fewer stages. Test images are rounded to uint8. Defaults are the
+bench's common training.
 """
 
 import torch
