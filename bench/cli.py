@@ -199,8 +199,13 @@ def importing(frame: FrameType | None) -> bool:
     return frame is not None
 
 
+FAILED: list[Exception] = []
+"""What a single cell failed with."""
+
+
 def close(error: BaseException | None, outcomes: Sequence[Mapping[str, Any]]) -> int:
     """Says what ended the program (unless its cell did) and which cells of a sweep failed; returns the exit status."""
+    error = error or next(iter(FAILED), None)
     failed = [note for note in outcomes if note["state"] == "failed"]
     if isinstance(error, KeyboardInterrupt):
         print("\nInterrupted. Finished cells are kept; the same command goes on from here.", file=sys.stderr)

@@ -35,7 +35,7 @@ build, compose = partial(instantiate, _convert_="all"), ConfigLoaderImpl.load_co
 def main(cfg: DictConfig) -> dict[str, str]:
     """One cell: passed over if it is finished, else run; what goes wrong is said in a sentence and kept in its folder.
 
-    In a sweep a failure is handed back, not raised: no launcher then stops the other cells for it."""
+    A failure is handed back, not raised: no launcher stops a sweep's other cells for it, nor does Hydra print its own line."""
     folder, job = Path(HydraConfig.get().runtime.output_dir), HydraConfig.get()
     note = {"name": cli.name(job.runtime.choices, cfg.seed), "folder": str(folder)}
     settings = plain(cfg)
@@ -53,7 +53,7 @@ def main(cfg: DictConfig) -> dict[str, str]:
         return note | {"state": "put off"}
     except Exception as error:
         if job.mode == RunMode.RUN:
-            raise
+            cli.FAILED.append(error)
         return note | {"state": "failed", "why": cli.sentence(error)}
     log.info(cli.one_cell(result))
     if job.mode == RunMode.RUN:
