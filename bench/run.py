@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra.plugins.sweeper
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_loader_impl import ConfigLoaderImpl, ConfigRepository
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -52,8 +52,7 @@ def main(cfg: DictConfig) -> dict[str, str]:
     except Busy:
         return note | {"state": "put off"}
     except Exception as error:
-        if job.mode == RunMode.RUN:
-            cli.FAILED.append(error)
+        cli.FAILED.extend([error] * (job.mode == RunMode.RUN))
         return note | {"state": "failed", "why": cli.sentence(error)}
     log.info(cli.one_cell(result))
     if job.mode == RunMode.RUN:
@@ -139,6 +138,7 @@ if __name__ == "__main__":
     trust.forbid(OmegaConf.register_new_resolver)
     ConfigLoaderImpl.load_configuration = guarded  # type: ignore[assignment, method-assign]
     sweep.compose_once(hydra.plugins.sweeper.Sweeper, ConfigLoaderImpl)
+    sweep.read_once(ConfigRepository)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hand errors on, so that `explain` can say them in one sentence
     cli.stoppable()
     trouble: BaseException | None = None

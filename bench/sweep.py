@@ -6,6 +6,7 @@ the sweep, which the launching process reads; nothing but the bar and the closin
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -60,6 +61,20 @@ def compose_once(sweeper: Any, loader: Any) -> None:
         return compose(self, master_config, sweep_overrides) if found is None else found
 
     sweeper.validate_batch_is_legal, loader.load_sweep_config = all_of, one
+
+
+def read_once(repository: Any) -> None:
+    """Hydra reads all files of a cell's configuration for each cell, a third of the time that composing takes: here each is
+    read once, and copied for the others."""
+    load, found = repository.load_config, {}
+
+    def copied(self: Any, config_path: str) -> Any:
+        key = (*((type(source), source.path) for source in self.sources), config_path)
+        if key not in found:
+            found[key] = load(self, config_path)
+        return copy.deepcopy(found[key])
+
+    repository.load_config = copied
 
 
 def busy_last(launch: Callable[..., list[Any]], cells: Sequence[Sequence[str]], initial_job_idx: int) -> list[Any]:
