@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from cells import NARROW
-from test_bench import ENV, ROOT, alone, cards, leftovers, records
+from test_bench import ENV, ROOT, alone, bench, cards, leftovers, records
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ REAL = [
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     runs = tmp_path_factory.mktemp("whole")
-    assert alone(*REAL, f"runs={runs}")[0] == 0
+    assert bench(*REAL, f"runs={runs}")[0] == 0
     return weights(runs), columns(runs)
 
 
@@ -98,7 +98,7 @@ def test_the_bench_itself_goes_on_and_ends_with_the_same_bits(fault, status, who
     assert stopped == status and "Traceback" not in said, said
     monkeypatch.delitem(ENV, "BACKPRUNE_FAULT")
     half = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json")}
-    status, said = alone(*REAL, f"runs={tmp_path}")
+    status, said = bench(*REAL, f"runs={tmp_path}")
     assert status == 0, said
     assert half.items() <= {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json")}.items()
     assert (weights(tmp_path), columns(tmp_path)) == whole
