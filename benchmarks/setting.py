@@ -53,8 +53,8 @@ class Size:
         return self.name != "full"
 
 
-QUICK = Size("quick", width=16, iterations=2, pixels=16, mix=64, batch=32, search=4, tested=96, poisoned=64, loaded=256, tune=64,
-             examined=120, unlearned=3, recovered=8, trained=4, repeats=1, patience=3.0)  # fmt: skip
+QUICK = Size("quick", width=16, iterations=2, pixels=16, mix=64, batch=32, search=3, tested=96, poisoned=64, loaded=128, tune=64,
+             examined=80, unlearned=3, recovered=5, trained=4, repeats=1, patience=3.0)  # fmt: skip
 """What a test can afford; says nothing of speed."""
 
 

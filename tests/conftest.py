@@ -19,3 +19,7 @@ def pytest_collection_finish():
     """What is loaded by now stays: nobody's garbage collection needs to look through it, which took a quarter of a second."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_unconfigure():
+    gc.unfreeze()  # else libraries complain at the end of what they think was leaked
