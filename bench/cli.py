@@ -203,6 +203,13 @@ FAILED: list[Exception] = []
 """What a single cell failed with."""
 
 
+def failure(error: Exception, alone: bool) -> dict[str, str]:
+    """For the note of a cell that failed. One that ran `alone` is left to `close`: of an error raised Hydra says a line first."""
+    if alone:
+        FAILED.append(error)
+    return {"state": "failed", "why": sentence(error)}
+
+
 def close(error: BaseException | None, outcomes: Sequence[Mapping[str, Any]]) -> int:
     """Says what ended the program (unless its cell did) and which cells of a sweep failed; returns the exit status."""
     error = error or next(iter(FAILED), None)

@@ -52,8 +52,7 @@ def main(cfg: DictConfig) -> dict[str, str]:
     except Busy:
         return note | {"state": "put off"}
     except Exception as error:
-        cli.FAILED.extend([error] * (job.mode == RunMode.RUN))
-        return note | {"state": "failed", "why": cli.sentence(error)}
+        return note | cli.failure(error, alone=job.mode == RunMode.RUN)
     log.info(cli.one_cell(result))
     if job.mode == RunMode.RUN:
         cli.show(result, folder)

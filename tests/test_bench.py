@@ -12,8 +12,6 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
-from multiprocessing import forkserver
-from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import numpy as np
@@ -43,14 +41,8 @@ def alone(*words: str) -> tuple[int, str]:
     return process.returncode, out + err
 
 
-def server() -> ForkServerContext:
-    """What forks processes that are warm (warm.py, which it finds by PYTHONPATH alone)."""
-    found = multiprocessing.get_context("forkserver")
-    found.set_forkserver_preload(["warm"])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
-        forkserver.ensure_running()
-    return found
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["tests.warm"])
 
 
 def bench(*words: str) -> tuple[int, str]:
@@ -59,7 +51,7 @@ def bench(*words: str) -> tuple[int, str]:
     Not for what has children of its own (parallel launchers), nor for faults, which are armed when a process starts.
     """
     with tempfile.NamedTemporaryFile("r") as said:
-        process = server().Process(target=as_typed, args=(words, said.name))
+        process = SERVER.Process(target=as_typed, args=(words, said.name))
         process.start()
         process.join(300)
         assert process.exitcode is not None, "it takes longer than five minutes"

@@ -62,7 +62,7 @@ def trained(request, digits, lab):
     return backdoor
 
 
-SHAPES = [(1, 8, 8), (3, 16, 16), (3, 32, 32), (3, 64, 64), (1, 28, 28), (3, 224, 224)]
+SHAPES = [(1, 8, 8), (3, 16, 16), (3, 32, 32), (3, 64, 64), (1, 28, 28), (3, 224, 224), (1, 224, 224)]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

@@ -19,7 +19,7 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 from omegaconf import OmegaConf
 from same_runs import differences
 from submitit.core.utils import FailedJobError
-from test_bench import QUICK, alone, bench, cards, records, server
+from test_bench import QUICK, SERVER, alone, bench, cards, records
 
 from bench import cli, config, machine, sweep
 from bench.errors import UserError
@@ -31,8 +31,8 @@ def test_cards_are_shared_evenly_and_freed_at_death(tmp_path):
     """Each process keeps the card with the fewest on it; a killed one leaves its place at once."""
 
     def worker():
-        ours, theirs = server().Pipe()
-        process = server().Process(target=take_a_card, args=(tmp_path, theirs))
+        ours, theirs = SERVER.Pipe()
+        process = SERVER.Process(target=take_a_card, args=(tmp_path, theirs))
         process.start()
         return process, ours.recv(), ours
 
