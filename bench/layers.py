@@ -152,7 +152,7 @@ def at_norms(
     layers = batch_norms(model, method)
     for name, bn in layers.items():
         bn.register_forward_pre_hook(lambda _, inputs, name=name: seen[name].append(look(inputs[0])))
-    for part in x.split(128 if join else len(x)):
+    for part in x.split(64 if join else len(x)):
         model(part.contiguous(memory_format=torch.channels_last))
     return {name: join(seen[name]) if join else seen[name][-1] for name in layers if name in seen}
 

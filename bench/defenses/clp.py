@@ -14,6 +14,8 @@ from bench.defenses.base import PruningDefense
 from bench.errors import UserError
 from bench.layers import batch_norms, check_pairing, conv_bn_pairs, running_variance
 
+BLOCK = 1 << 16  # weights that become doubles at once: so they stay in the cache, for the same bits
+
 
 class CLP(PruningDefense):
     needs = "nothing"
@@ -34,7 +36,7 @@ class CLP(PruningDefense):
 def lipschitz(weight, bn, name):
     """Per output channel: the largest singular value of the kernel seen as [C_in, kh * kw], times |gamma| / sqrt(var)."""
     variance = running_variance(bn, name, "CLP")
-    kernel = weight.flatten(2).double()
-    small = kernel if kernel.shape[1] < kernel.shape[2] else kernel.mT
-    sigma = torch.linalg.eigvalsh(small @ small.mT)[:, -1].clamp(min=0).sqrt()
+    kernels = weight.flatten(2) if weight[0, 0].numel() > weight.shape[1] else weight.flatten(2).mT
+    gram = torch.cat([(k := part.double()) @ k.mT for part in kernels.split(max(1, BLOCK // weight[0].numel()))])
+    sigma = torch.linalg.eigvalsh(gram)[:, -1].clamp(min=0).sqrt()
     return (sigma * (bn.weight / variance.sqrt()).abs().detach()).float()
