@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import math
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +38,33 @@ def compare(root: Path | Runs, rule: str) -> list[dict[str, Any]]:
         return []
     settings, points = runs.settings, runs.curves[0]
     ours = [(s, a, d) for s in runs.sheets for a in s.attacks for d in s.defenses if s.cell(d, a).rows]
-    found = []
+    pairs = []
     for row in reported():
-        closest = min(
-            (o for o in ours if (o[1][0], o[2][0]) == (row["attack"], row["defense"]) and same_data(row, o, settings)),
-            key=lambda o: (len(differences(row, o, settings)), o[1:]),
-            default=None,
-        )
-        if closest:
+        about = [o for o in ours if (o[1][0], o[2][0]) == (row["attack"], row["defense"])]
+        pairs.append((row, [o for o in about if same_data(row, o, settings)]))
+    found = []
+    for row, about in pairs:
+        if about:
+            # Where several are equally close, one network serves for as much of a published table as there is.
+            shared = Counter(id(o[0]) for other, same in pairs if origin(other) == origin(row) for o in same)
+            closest = min(about, key=partial(distance, row, settings, shared))
             found.append(row | beside(row, closest, settings, points, rule))
     return found
+
+
+def origin(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The table that a published number stands in."""
+    return row["paper"], row["table"], row["model"]
+
+
+def distance(
+    row: Mapping[str, Any], settings: Mapping[str, Settings], shared: Counter[int], ours: tuple[Sheet, Key, Key]
+) -> tuple[Any, ...]:
+    """What is least for the cell of ours that a published number is held against: one whose attack took comes first."""
+    sheet, attack, defense = ours
+    cell = sheet.cell(defense, attack)
+    apart = len(differences(row, ours, settings))
+    return not cell.counts, apart, -shared[id(sheet)], -len(cell.shown), attack, defense
 
 
 def beside(
@@ -72,7 +91,7 @@ def beside(
     why = differences(row, ours, settings)
     if unknown:
         why.append(unknown)
-    if row["at"] is None and row["defense"] != "none":
+    if row["at"] is None and defense in sheet.pruners:
         why.append(f"operating point by {own}" + (", as theirs" if row["rule"] else ""))
     if row["apart"]:
         why.append(row["apart"])
@@ -125,8 +144,8 @@ def point_at(
 # -- the table ---------------------------------------------------------------------------------------------------------
 def tables(rows: Sequence[Mapping[str, Any]], rule: str) -> Iterator[Table]:
     """One per source."""
-    for source in dict.fromkeys((row["paper"], row["table"], row["model"]) for row in rows):
-        own = [row for row in rows if (row["paper"], row["table"], row["model"]) == source]
+    for source in dict.fromkeys(map(origin, rows)):
+        own = [row for row in rows if origin(row) == source]
         rule_said = SENTENCES[rule].format(max_drop=own[0]["max_drop"])
         caption = (
             "Ours: mean over seeds; where the source names a threshold, our curve at that threshold; where it is known to "
@@ -151,7 +170,7 @@ def entries(row: Mapping[str, Any]) -> list[Entry]:
     ours = [Entry(shown(row[f"{metric}_ours"]), style) for metric in ("acc", "asr")]
     apart = [Entry(shown(row[f"{metric}_difference"], "+"), style) for metric in ("acc", "asr")]
     published = [Entry(shown(row["acc"])), Entry(shown(row["asr"]))]
-    return [Entry(row["attack"]), Entry(name), *published, *ours, *apart, Entry(str(row["seeds"]))]
+    return [Entry(row["attack_ours"]), Entry(name), *published, *ours, *apart, Entry(str(row["seeds"]))]
 
 
 def shown(value: float | None, sign: str = "") -> str:
@@ -161,8 +180,9 @@ def shown(value: float | None, sign: str = "") -> str:
 def differing(rows: Sequence[Mapping[str, Any]]) -> Grid:
     """Each difference once, with the cells that it is about."""
     found: dict[str, list[str]] = {}
+    several = len({row["model_ours"] for row in rows}) > 1
     for row in rows:
-        for why in row["why"]:
+        for why in [*([f"ours is {row['model_ours']}"] if several else []), *row["why"]]:
             found.setdefault(why, []).append(f"{row['attack']}/{row['defense']}")
     every = len({f"{row['attack']}/{row['defense']}" for row in rows})
     lines = [(why, list(dict.fromkeys(cells))) for why, cells in found.items()]

@@ -109,8 +109,7 @@ def table(sheet: Sheet, rows: Sequence[Mapping[str, Any]], share: float) -> Tabl
     if not cells:
         return None
     none: list[Mapping[str, Any]] = []
-    ranked = [d for d in defenses if d not in sheet.cheats]
-    marks = {a: styles({d: cells.get((d, a), none) for d in ranked}) for a in attacks}
+    marks = {a: styles({d: cells[d, a] for d in sheet.rivals if (d, a) in cells}) for a in attacks}
     body = []
     for defense in defenses:
         entries = [e for a in attacks for e in triple(cells.get((defense, a), none), marks[a].get(defense, ""))]
@@ -154,7 +153,8 @@ def legend(sheet: Sheet, counts: Sequence[tuple[int, int]]) -> str:
     said = (
         f"AUROC: of the scores in the order in which the defence prunes; 0.5 is chance, below it backdoor channels are spared. "
         f"P@k: the share of backdoor channels among the first k pruned, k being their number; chance is {chance}. "
-        "rank corr.: Spearman's, over all channels. In bold the highest AUROC of each attack, in italics the second."
+        "rank corr.: Spearman's, over all channels. In bold the highest AUROC of each attack, in italics the second, "
+        "among defences with the most seeds and without settings given by hand."
     )
     cheats = [label(d) for d in sheet.defenses if d in sheet.cheats]
     return said + (
@@ -186,8 +186,10 @@ def triple(rows: Sequence[Mapping[str, Any]], style: str) -> Iterator[Entry]:
 
 
 def styles(cells: Mapping[Key, Sequence[Mapping[str, Any]]]) -> dict[Key, str]:
-    """Highest and second highest AUROC, compared as printed."""
-    shown = {d: number(mean(values), 2) for d, rows in cells.items() if (values := numbers(rows, "auroc"))}
+    """Highest and second highest AUROC among those with the most seeds, compared as printed."""
+    found = {d: values for d, rows in cells.items() if (values := numbers(rows, "auroc"))}
+    most = max(map(len, found.values()), default=0)
+    shown = {d: number(mean(values), 2) for d, values in found.items() if len(values) == most}
     marks = dict(zip(sorted(set(shown.values()), key=float, reverse=True), ("best", "second"), strict=False))
     return {d: marks.get(value, "") for d, value in shown.items()}
 

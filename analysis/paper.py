@@ -204,7 +204,7 @@ def legend(sheet: Sheet, rule: str, columns: Mapping[str, Any]) -> Iterator[str]
         yield "Relearn: after fine-tuning the repaired model on that many poisoned images, or on clean ones only."
     yield "Seconds: the defence alone, without evaluation."
     if "MiB" in columns:
-        yield "MiB: the most memory it held, of the GPU where it ran on one, else of the process."
+        yield "MiB: the most memory held until its curve was evaluated, of the GPU where it ran on one, else of the process."
 
 
 def notes(sheet: Sheet) -> Iterator[str]:

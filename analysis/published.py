@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from analysis.operating_point import SENTENCES
@@ -43,7 +44,12 @@ def first(sheet: Sheet, attack: Key, defense: Key) -> Mapping[str, Any]:
 def same_data(row: Mapping[str, Any], ours: tuple[Sheet, Key, Key], settings: Mapping[str, Settings]) -> bool:
     """An image folder is taken for what its path says."""
     name, root = ours[0].dataset[0], config(*ours, settings).get("dataset.root", "")
-    return row["dataset"] in (name, name.partition("_")[0]) or (name == "imagefolder" and row["dataset"] in root)
+    return row["dataset"] in (name, name.partition("_")[0]) or (name == "imagefolder" and names(root, row["dataset"]))
+
+
+def names(root: str, dataset: str) -> bool:
+    """Whether the end of a path names that data set: `data/cifar10/png` names cifar10, `data/cifar100` does not."""
+    return re.search(rf"{re.escape(dataset)}(?!\d)", "/".join(PurePath(root).parts[-2:])) is not None
 
 
 def differences(row: Mapping[str, Any], ours: tuple[Sheet, Key, Key], settings: Mapping[str, Settings]) -> list[str]:

@@ -21,18 +21,24 @@ from bench.errors import UserError
 
 
 def device(name: str, threads: int | None) -> torch.device:
-    """The device to use; `auto` takes a GPU if there is one, `spread` the least used. Sets the number of CPU threads."""
+    """The device to use; `auto` takes an NVIDIA or AMD GPU if there is one, `spread` the least used. Sets the CPU threads.
+
+    On a GPU it also keeps convolutions in fp32 from being rounded to TF32 and has cuDNN take algorithms that repeat: the same
+    settings give the same numbers. Apple's GPUs have no float64, which triggers are placed in, and are taken only if named.
+    """
     if threads is not None:
         torch.set_num_threads(threads)
     if name == "spread" and torch.cuda.is_available():
         name = f"cuda:{own_card(tuple(card_names()))}"
     if name in ("auto", "spread"):
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         found = torch.device(name)
         torch.empty(1, device=found)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device={name} cannot be used here: {str(error).splitlines()[0]}") from error
+    if found.type == "cuda":
+        torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic = False, True
     return found
 
 

@@ -229,6 +229,8 @@ def gpu_half(found: dict[str, Any]) -> str:
         parts += ["### Hot paths on the GPU", grid(hot(found["profiles"]))]
     if found["left_out"]:
         parts.append(f"Left out because the time was up: {', '.join(found['left_out'])}.")
+    if found["failed"]:
+        parts.append(f"Failed, at least in part: {', '.join(found['failed'])}.")
     return "\n\n".join(parts)
 
 

@@ -173,4 +173,16 @@ def test_what_there_is_no_time_for_is_left_out(tmp_path, found):
     assert gpu.gridded(session, "badnets", "clp", 3) == []
     assert gpu.epochs(session.words) == 3
     half = {key: found[key] for key in ("machine", "date", "seconds", "load", "rates")} | {"facts": []}
-    assert "Left out because the time was up: small grid." in write.page([], [half | {"left_out": session.left_out}])
+    half |= {"left_out": session.left_out, "failed": ["training"]}
+    page = write.page([], [half])
+    assert "Left out because the time was up: small grid." in page and "Failed, at least in part: training." in page
+
+
+def test_a_cell_that_fails_is_named_and_the_rest_goes_on(tmp_path, capsys):
+    """Another data set is not asked to be fetched."""
+    words = gpu.settings(False, ("dataset=imagefolder", f"dataset.root={tmp_path / 'nowhere'}"))
+    session = gpu.Session(tmp_path / "runs", words, budget=60.0)
+    assert session.sweep("training", "attack=badnets", "defense=none") is None
+    assert session.failed == ["training"] and session.left_out == []
+    said = capsys.readouterr().err
+    assert "nowhere" in said and "download" not in said

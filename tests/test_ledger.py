@@ -104,10 +104,33 @@ def test_the_closest_of_ours_is_taken(runs):
     assert {r["model_ours"] for r in rows if r["defense"] == "rnp"} == {"resnet18 (model.width=64)"}
 
 
+def test_one_whose_attack_took_is_taken_and_one_network_serves_a_table(runs):
+    """BadNets at another rate took, at the published one it did not; and RNP alone was also run on another network."""
+    for folder in runs.glob("imagefolder/resnet18/badnets/*/*"):
+        new = folder.with_name(folder.name + "0")
+        shutil.copytree(folder, new)
+        change(folder, took=False)
+        change(new, id="0")
+        config = new / ".hydra" / "config.yaml"
+        config.write_text(config.read_text().replace("poison_rate: 0.1", "poison_rate: 0.2"))
+        if "rnp" in folder.parts:
+            other = folder.with_name(folder.name + "1")
+            shutil.copytree(new, other)
+            change(other, id="1")
+            config = other / ".hydra" / "config.yaml"
+            config.write_text(config.read_text().replace("precision: bf16", "precision: amp"))
+    rows = ledger.compare(runs, "clean_drop")
+    assert rows and all(r["took"] and r["attack_ours"] == "badnets (attack.poison_rate=0.2)" for r in rows)
+    assert {r["model_ours"] for r in rows} == {"resnet18 (train.precision=bf16)"}
+    assert "operating point" not in str([r["why"] for r in rows if r["defense"] in ("none", "ft")])
+
+
 def test_other_data_is_not_compared(runs):
-    for config in runs.rglob("config.yaml"):
-        config.write_text(config.read_text().replace("data/cifar10-jpeg", "data/flowers"))
-    assert ledger.make(runs, "clean_drop") == {}
+    """A folder is what the end of its path says."""
+    for there, here in (("data/cifar10-jpeg", "data/flowers"), ("data/flowers", "cifar10-work/data/cifar100")):
+        for config in runs.rglob("config.yaml"):
+            config.write_text(config.read_text().replace(there, here))
+        assert ledger.make(runs, "clean_drop") == {}
 
 
 def test_the_command_writes_and_escapes(runs, capsys):

@@ -68,7 +68,7 @@ class DFST(Attack):
         styled = self.trigger.to(device).stamp(train.x[train.y != target])
         rng, dice = torch.Generator(device).manual_seed(stream(lab.seed, "dfst")), generator(lab.seed, "small batches")
         poisoned, size, on = torch.tensor(0), torch.tensor(1), torch.tensor(False)
-        injector = Injector(self.shape[0], self.detox.window, self.trigger.alpha).to(device)
+        injector = Injector(self.shape[0], self.detox.window, self.trigger.alpha).to(device).requires_grad_(False)
 
         def some(images, count):
             return images[torch.randperm(len(images), generator=rng, device=device)[:count]].float() / 255
