@@ -118,7 +118,7 @@ def conv_bn_pairs(model: nn.Module, shape: tuple[int, int, int], pairing: str = 
 
     hooks = [m.register_forward_hook(after_conv) for m in model.modules() if isinstance(m, nn.Conv2d)]
     hooks += [m.register_forward_pre_hook(before_norm) for m in names]
-    training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     weight = next(model.parameters())
     try:
         with torch.no_grad():
@@ -129,7 +129,8 @@ def conv_bn_pairs(model: nn.Module, shape: tuple[int, int, int], pairing: str = 
                 read.clear()
                 model(torch.zeros(1, *shape, device=weight.device, dtype=weight.dtype))
     finally:
-        model.train(training)
+        for module, training in modes:
+            module.training = training
         for hook in hooks:
             hook.remove()
     return {name: read[name] for name in names.values() if name in read}

@@ -212,6 +212,7 @@ def test_defense(name, digits, trained):
         for candidate in repaired.candidates:
             with torch.no_grad():
                 rows.append((candidate.at, candidate.pruned, candidate.fixed, candidate.mask, candidate.model(x)))
+            assert all(weight.requires_grad for weight in candidate.model.parameters()), "nothing is left frozen"
         for key, value in model.state_dict().items():
             assert value.equal(before[key]), f"{name} changed {key} of the model it was given"
         seen.append((rows, repaired.scores))

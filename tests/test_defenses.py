@@ -68,7 +68,7 @@ def test_no_batch_norm(defence):
 
 
 def test_ep_with_constant_channels():
-    """They count as average: the other channels' scores, and what the rule makes of them, do not change."""
+    """They count as average: the other channels' scores do not change, and no rule prunes them."""
     values = torch.randn(9, 100, generator=torch.Generator().manual_seed(0))
     values[4, 50:] += 1000
     alone, beside = channel_entropy(values, 0.01), channel_entropy(torch.cat([values, torch.full((3, 100), 7.0)]), 0.01)

@@ -14,7 +14,7 @@ from bench.defenses.mcr import MCR, bezier, renew_statistics
 from bench.defenses.nad import NAD, attention, stages
 from bench.defenses.rnp import RNP
 from bench.errors import UserError
-from bench.models import preactresnet18, resnet18
+from bench.models import preactresnet18, resnet18, wideresnet
 from bench.plan import SCHEDULES
 from bench.pruning import MaskBelow, Sweep
 from bench.training import Plan, epoch_order, fit
@@ -51,8 +51,9 @@ def pixels(data):
         (lambda: preactresnet18(10, 3, width=4), 32, ["layer1", "layer2", "layer3", "layer4"]),
         (lambda: resnet18(10, 3, width=4), 8, ["layer1", "layer2", "layer3"]),  # layer4 makes maps of one pixel
         (network, 8, ["2", "6"]),
+        (lambda: wideresnet(10, 3, 10, 1), 32, ["blocks.0", "blocks.1", "blocks"]),  # block1-3
     ],
-    ids=["resnet", "preact", "small images", "plain"],
+    ids=["resnet", "preact", "small images", "plain", "wrn"],
 )
 def test_nad_finds_the_last_layer_of_each_resolution(net, size, layers):
     assert stages(net(), defender(2, size)) == layers

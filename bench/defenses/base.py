@@ -76,11 +76,13 @@ class PruningDefense(Defense):
     """
 
     holds: ClassVar[bool] = True
+    zeroable: ClassVar[tuple[str, ...]] = ("weight", "bias")
 
     def __init__(self, rule: Rule, sweep: Sweep, zeroes: Iterable[str], then: Plan | None = None) -> None:
         self.rule, self.sweep, self.zeroes, self.then = rule, sweep, tuple(zeroes), then
-        if not self.zeroes or not set(self.zeroes) <= {"weight", "bias"}:
-            raise UserError(f"defense.zeroes={list(self.zeroes)} must name weight, bias or both.")
+        if not self.zeroes or not set(self.zeroes) <= set(self.zeroable):
+            said = "weight, bias or both" if len(self.zeroable) > 1 else "weight: this defence zeroes nothing else"
+            raise UserError(f"defense.zeroes={list(self.zeroes)} must name {said}.")
         if then is not None and self.needs == "nothing":
             self.needs = "clean"
 

@@ -5,7 +5,7 @@ entropy of standardised pre-activations); reference: github.com/RJ-T/NIPS2022_EP
 As there, a channel's value on an image is the spatial maximum of its BatchNorm's input, all channels of a layer share bins
 `width` wide from the layer's least value on, bins are open intervals, and the last, incomplete one is left out.
 Departures: images are not augmented. A channel that has one value on all images stops the reference; here it is given the
-mean entropy of its layer, since it tells no image from another, so it is not pruned and leaves the others' threshold alone.
+mean entropy of its layer, since it tells no image from another: it is not pruned, and narrows the spread that others go by.
 BackdoorBench's defense/ep.py has bins of 0.1, zeroes the bias too, and draws other images for each threshold.
 """
 

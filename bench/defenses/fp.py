@@ -5,7 +5,7 @@ as in BackdoorBench's defense/fp.py, which prunes inputs of the classifier: the 
 Departures: how far to prune is not searched here but chosen outside, like every pruner's operating point; paper and
 BackdoorBench prune until the clean accuracy falls (there on the test set, one step too far, and counting one channel less
 than said). So every point of the curve is a model pruned so far and then fine-tuned. Activations are those of the images
-as they are, not augmented.
+as they are, not augmented. The fine-tuning's cosine falls batch by batch (BackdoorBench: epoch by epoch), in float32 (there AMP).
 """
 
 import copy
@@ -19,6 +19,8 @@ from bench.training import to_unit
 
 
 class FP(PruningDefense):
+    zeroable = ("weight",)
+
     @torch.no_grad()
     def score(self, model, data):
         model = copy.deepcopy(model).eval()

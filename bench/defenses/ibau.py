@@ -10,7 +10,8 @@ Departures: at least one image of a batch carries the perturbation (there int(sh
 augmented, as in the authors' code (BackdoorBench augments them). The fixed-point iteration is run to the end, without
 the authors' test for a change below 1e-10. They hand it the perturbation as a tensor where a list is meant, which then
 stands for the list of its one image: it gives the same numbers, and here it is simply one tensor. `space` is where
-the perturbation lives: `normalised` as in BackdoorBench, `pixels` as in the authors' code, whose model takes those.
+the perturbation lives: `normalised` as in BackdoorBench, `pixels` as in the authors' code, whose model takes those. A network
+that does not normalise by the bench's own hook (`pixel_std`) has one space only, that of its pixels.
 """
 
 import copy

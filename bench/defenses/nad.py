@@ -5,8 +5,9 @@ github.com/bboylyg/NAD, main.py, at.py and config.py (settings there, for WRN-16
 As there, an attention map is the sum over channels of |activation|^p, divided by its norm, both compared by their mean
 squared difference; the teacher is fine-tuned with the same settings for 10 epochs, and is in eval mode afterwards.
 Departures: the stages are found, not written into each network (`layers` names them instead): of every resolution above one
-pixel the outermost layer that ends last, and of these the deepest, as many as there are betas. That is block1-3 of a WRN,
-layer2-4 of a ResNet. With fewer resolutions the last betas count. Images are moved and flipped as in the bench, without Cutout.
+pixel the outermost layer that ends last, no normalisation, and of these the deepest, as many as there are betas. That is
+block1-3 of a WRN, layer2-4 of a ResNet. With fewer resolutions the last betas count. Images are moved and flipped as in the
+bench, without Cutout.
 Not as in BackdoorBench's defense/nad.py, which has a learning rate of 0.01 and runs the student four times a batch, so that its
 BatchNorm statistics move four times; there the third tap of a PreActResNet is its average pool, a map of one pixel,
 whose loss is always 0, so that layer3 gets the first beta, layer4 the second, and layer2 none.
@@ -16,11 +17,14 @@ import copy
 from contextlib import contextmanager
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from bench.defenses.base import Candidate, Defense, Repaired
 from bench.errors import UserError
 from bench.training import Plan, fit, to_unit
+
+NORMS = (nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)
 
 
 class NAD(Defense):
@@ -60,12 +64,19 @@ def attention(maps, p):
 
 def stages(model, data):
     """Of each resolution above one pixel the outermost layer, the last of them if there are more; the resolutions fall."""
-    with tapped(model, [name for name, _ in model.named_modules() if name]) as outputs, torch.no_grad():
+    modules = dict(model.named_modules())
+
+    def depth(name):  # layers of a Sequential lie beside each other, and not in it
+        above = (modules[name[:dot]] for dot, letter in enumerate(name) if letter == ".")
+        return sum(not isinstance(module, nn.Sequential) for module in above)
+
+    layers = [name for name, module in modules.items() if name and not isinstance(module, NORMS)]
+    with tapped(model, layers) as outputs, torch.no_grad():
         model.eval()(to_unit(data.clean.x[:1]))
     found: dict[int, str] = {}
     for name, out in outputs.items():
         pixels = out[0, 0].numel() if isinstance(out, torch.Tensor) and out.dim() == 4 else 1
-        inner = pixels in found and name.count(".") > found[pixels].count(".")
+        inner = pixels in found and depth(name) > depth(found[pixels])
         if 1 < pixels <= min(found, default=pixels) and not inner:
             found[pixels] = name
     if not found:

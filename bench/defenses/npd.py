@@ -31,8 +31,9 @@ class NPD(Defense):
             raise UserError(f"defense.weights={list(weights)} must be four numbers, one for each loss.")
 
     def repair(self, model, data):
-        model = copy.deepcopy(model).requires_grad_(False)
-        plug = insert(model, self.layer)
+        model = copy.deepcopy(model)
+        learning = [weight for weight in model.parameters() if weight.requires_grad]
+        plug = insert(model.requires_grad_(False), self.layer)
         settings = {"seed": data.seed, "augment": data.augment, "parameters": list(plug.parameters())}
 
         def warm(model, x, y):
@@ -42,6 +43,8 @@ class NPD(Defense):
 
         for plan, objective, label in ((self.warmup, warm, "NPD warm-up"), (self.polarise, self.purify, "NPD")):
             fit(model, data.clean, plan, objective=objective, moving_statistics=False, label=label, **settings)
+        for weight in learning:  # who trains it further trains all of it
+            weight.requires_grad_()
         return Repaired([Candidate(model)])
 
     def purify(self, model, x, y):

@@ -27,6 +27,7 @@ from bench.training import Plan, ascent, fit, to_unit
 
 class TSBD(PruningDefense):
     holds = False
+    zeroable = ("weight",)
 
     def __init__(self, unlearn: Plan, stop_acc: float, share: float, radius: float, alpha: float, **pruning) -> None:
         super().__init__(**pruning)
