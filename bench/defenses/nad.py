@@ -24,8 +24,6 @@ from bench.defenses.base import Candidate, Defense, Repaired
 from bench.errors import UserError
 from bench.training import Plan, fit, to_unit
 
-NORMS = (nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)
-
 
 class NAD(Defense):
     def __init__(self, teach: Plan, distil: Plan, betas: list, p: float = 2.0, layers: list | None = None) -> None:
@@ -67,10 +65,10 @@ def stages(model, data):
     modules = dict(model.named_modules())
 
     def depth(name):  # layers of a Sequential lie beside each other, and not in it
-        above = (modules[name[:dot]] for dot, letter in enumerate(name) if letter == ".")
-        return sum(not isinstance(module, nn.Sequential) for module in above)
+        return sum(c == "." and not isinstance(modules[name[:at]], nn.Sequential) for at, c in enumerate(name))
 
-    layers = [name for name, module in modules.items() if name and not isinstance(module, NORMS)]
+    norms = nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm
+    layers = [name for name, module in modules.items() if name and not isinstance(module, norms)]
     with tapped(model, layers) as outputs, torch.no_grad():
         model.eval()(to_unit(data.clean.x[:1]))
     found: dict[int, str] = {}
