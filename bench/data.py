@@ -163,7 +163,7 @@ def stratified(labels: np.ndarray, size: int, rng: np.random.Generator) -> tuple
 
 
 def hold_out(train: ImageSet, size: float, seed: int) -> tuple[ImageSet, ImageSet]:
-    """(train without them, held out): `size` images, or that share of the set if below 1, drawn class by class."""
+    """(train without them, held out): `size` images (0: none), or that share of the set if below 1, drawn class by class."""
     kept, held = kept_and_held(train, size, seed)
     return train[kept], train[held]
 
@@ -171,8 +171,10 @@ def hold_out(train: ImageSet, size: float, seed: int) -> tuple[ImageSet, ImageSe
 def kept_and_held(train: ImageSet, size: float, seed: int) -> tuple[Tensor, Tensor]:
     """The indices of those images; both sorted."""
     count = round(size * len(train)) if size < 1 else int(size)
-    if not 0 < count < len(train):
-        raise UserError(f"dataset.heldout={size} must leave images on both sides; the training set has {len(train)}.")
+    if size < 0 or not 0 <= count < len(train) or (size and not count):
+        raise UserError(
+            f"dataset.heldout={size} must be 0 or leave images on both sides; the training set has {len(train)}."
+        )
     held, kept = stratified(train.y.numpy(), count, np.random.default_rng(seed))
     return torch.from_numpy(kept), torch.from_numpy(held)
 

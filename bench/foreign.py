@@ -102,19 +102,22 @@ def found(
     target: int | None,
     alpha: float | None,
     corners: bool,
-) -> tuple[Trigger, Facts]:
-    """The trigger that comes with a model, and facts about the poisoning; see `bench.attacks.imported`. Raises UserError."""
+) -> tuple[Trigger, Facts, Attack | None]:
+    """The trigger that comes with a model, facts about the poisoning, and the attack, where it is one of the bench's.
+
+    See `bench.attacks.imported`. Raises UserError.
+    """
     path = str(file.path)
     if beside(path, OURS) and beside(path, CARD):
-        attack = of_card(file.path.parent / CARD, shape, num_classes)
+        attack, facts = of_card(file.path.parent / CARD, shape, num_classes)
         load(attack, file.path.parent / OURS)
-        return attack.trigger, {}
+        return attack.trigger, facts, attack
     if anp := beside(path, ANP):
-        return of_anp(read(anp), str(anp), shape, num_classes, alpha), {}
+        return of_anp(read(anp), str(anp), shape, num_classes, alpha), {}, None
     if "bd_test" in file.rest:
-        return of_backdoorbench(file, shape, num_classes)
+        return *of_backdoorbench(file, shape, num_classes), None
     if isinstance(corner := file.rest.get("trigger"), Tensor):
-        return of_corner(corner, path, shape, num_classes, target or 0, alpha, corners), {}
+        return of_corner(corner, path, shape, num_classes, target or 0, alpha, corners), {}, None
     raise UserError(
         f"{path} comes without a trigger ({OURS} with {CARD}, {ANP}, or a trigger inside): name the attack that was used "
         "(attack=badnets ...), or say attack=unknown."
@@ -131,12 +134,16 @@ def load(attack: Attack, path: Path) -> None:
         raise UserError(f"{path} is not a trigger of {type(attack).__name__} with these settings: {line}") from error
 
 
-def of_card(path: Path, shape: tuple[int, int, int], num_classes: int) -> Attack:
-    """The attack that a stored model's card names: one of the bench's. A card is data, and may be somebody else's."""
+def of_card(path: Path, shape: tuple[int, int, int], num_classes: int) -> tuple[Attack, Facts]:
+    """The attack that a stored model's card names, one of the bench's, and the share of poisoned images.
+
+    A card is data, and may be somebody else's.
+    """
     try:
         if path.stat().st_size > CARD_LIMIT:
             raise ValueError("it is too large")
-        node = dict(json.loads(path.read_text())["from"]["attack"])
+        card = json.loads(path.read_text())
+        node, said = dict(card["from"]["attack"]), dict(card.get("poison", {}))
         attack = (
             None
             if str(node.get("_target_")).endswith(".Imported")
@@ -148,7 +155,7 @@ def of_card(path: Path, shape: tuple[int, int, int], num_classes: int) -> Attack
         raise UserError(f"{path} is of a model that was itself imported: give the file that it came from.")
     if not isinstance(attack, Attack):
         raise UserError(f"{path} names a {type(attack).__name__}, which is no attack.")
-    return attack
+    return attack, {key: said[key] for key in ("poisoned", "poison_base", "poison_rate") if key in said}
 
 
 def of_anp(info: Any, path: str, shape: tuple[int, int, int], num_classes: int, alpha: float | None) -> Trigger:

@@ -104,6 +104,10 @@ def test_chance_decides_which_images_are_held_out():
         assert held.y.equal(train.y[places]) and held.y.bincount(minlength=4).max() <= 3
         often[places] += 1
     assert often.min() > 25 and often.max() < 80
+    assert [len(part) for part in hold_out(train, 0, 0)] == [40, 0]
+    for size in (-1, -0.1, 0.001, 40, 40.0):
+        with pytest.raises(UserError, match=f"dataset.heldout={size} must be 0 or leave images on both sides"):
+            hold_out(train, size, 0)
 
 
 def test_moves_are_as_likely_as_each_other():

@@ -41,6 +41,9 @@ def test_an_experiment_may_say_more_about_one_attack_or_defence():
     assert plain(composed(table, "attack=wanet"))["train"]["schedule"] == "multistep"
     assert plain(composed(table, "defense=anp"))["defense"]["mask"]["lr"] == 0.01
     assert plain(composed("experiment=rnp_table1", "defense=anp"))["defense"]["mask"]["lr"] == 0.2
+    assert plain(composed(table, "attack=inputaware"))["attack"]["zero_grad"] is False
+    noise = plain(composed("experiment=ep_bnp", "attack=blend", "seed=7"))["attack"]
+    assert (noise["pattern"], noise["pattern_seed"]) == ("sigmoid", 7)
     bpp = plain(composed("experiment=fmp_table1", "attack=bpp"))  # of the settings that it builds on, too
     assert (bpp["attack"]["negative_rate"], bpp["train"]["schedule"]) == (0.1, "multistep")
     assert plain(composed("experiment=fmp_table1", "defense=anp"))["defense"]["mask"]["lr"] == 0.01
@@ -64,9 +67,9 @@ def test_an_experiment_may_say_more_about_one_attack_or_defence():
 )
 def test_a_published_table_poisons_as_many_images_as_its_code(table, attack, poisoned):
     """Of the training images that its code leaves: 45,000 in ANP, all 50,000 in RNP and BackdoorBench."""
-    labels = np.arange(45_000 if table == "anp_table1" else 50_000) % 10
-    settings = plain(composed(f"experiment={table}", f"attack={attack}"))["attack"]
-    made = make(settings, shape=(3, 32, 32), num_classes=10)
+    settings = plain(composed(f"experiment={table}", f"attack={attack}"))
+    labels = np.arange(50_000 - round(50_000 * settings["dataset"]["heldout"])) % 10
+    made = make(settings["attack"], shape=(3, 32, 32), num_classes=10)
     assert len(made.split(labels, np.random.default_rng(0))[0]) == poisoned
 
 

@@ -170,6 +170,9 @@ def test_the_same_model_gives_the_same_counts_in_every_form(form, forms, direct,
     assert counted(repair(there, clp)) == along
     again = stage(runs, attack, "gate.max_drop=5", checkpoint=file)
     assert again.backdoor.name == there.backdoor.name and again.before == direct.before, "and again from the store"
+    if form == "ours":
+        assert again.backdoor.card["poison"] == direct.backdoor.card["poison"]
+        assert there.attack.poison_rate == direct.backdoor.card["poison"]["poison_rate"]
     if form == "backdoorbench":
         assert again.backdoor.card["poison"] == {"poisoned": 20, "poison_base": 100, "poison_rate": 0.2}
         mix = there.attack.mix(direct.data.train, 50, stream(2, "poison"))
@@ -201,6 +204,16 @@ def test_an_identity_is_of_what_is_in_a_file_not_of_where_it_lies(forms, runs, t
     assert ids(other / "model_last.th", "unknown") == here["unknown"], "its neighbours are not asked"
     (other / "model_last.th").write_bytes(b"another")
     assert ids(other / "model_last.th", "unknown") != here["unknown"]
+
+
+def test_images_that_kept_their_labels_are_not_made_anew(direct, runs, tmp_path):
+    """Their trigger says nothing of which they were, and puts others into the target class."""
+    make = spoiled("ours", CARD, put("from", "attack", "victims", to="target"))
+    file, attack = make(direct, tmp_path, direct.backdoor.model.state_dict())
+    there = stage(runs, attack, checkpoint=file)
+    assert there.before == direct.before
+    with one_sentence("run the defence where the model was trained"):
+        there.attack.mix(there.data.train, 50, 0)
 
 
 def test_a_trigger_that_was_learned_must_come_with_the_model(direct, runs, tmp_path):

@@ -13,6 +13,7 @@ from bench.attacks.base import Lab
 from bench.attacks.blend import Blend
 from bench.attacks.counts import batch_count, draw_mix
 from bench.attacks.patterns import noise
+from bench.attacks.refool import Reflection
 from bench.attacks.trojan import Trojan
 from bench.attacks.wanet import WaNet
 from bench.data import Dataset, ImageSet, generator
@@ -94,6 +95,18 @@ def test_noise_is_of_its_kind():
     assert set(binary.unique().tolist()) == {0, 255} and binary.mean() == pytest.approx(127.5, abs=8)
     assert binary[0].equal(binary[1]) and not gaussian[0].equal(gaussian[1]) and not uniform[0].equal(uniform[1])
     assert len(uniform.unique()) == 256 and uniform.std() == pytest.approx(256 / 12**0.5, abs=2)
+    drawn = (noise("sigmoid", (3, 64, 64), 0) / 255).logit()
+    assert drawn.mean() == pytest.approx(0, abs=0.03) and drawn.std() == pytest.approx(1, abs=0.03)
+
+
+def test_refool_does_not_take_dust_for_brightness():
+    """On white a pixel is too bright by its reflection alone; one of 1/255, blurred, does not show in the reference's floats."""
+    reflections = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+    reflections[:, :, 4:7, 4:7], reflections[1, :, 26, 26] = 255, 1
+    trigger = Reflection(reflections, 0.4, 0.5, 0, 10, 0, "all2one")
+    numbers = torch.tensor([[3.0, 3.0, 0.3, 5.0, 1.1]] * 2, dtype=torch.float64).T
+    bare, dusty = trigger(torch.full((2, 3, 32, 32), 255.0).double(), torch.arange(2), torch.zeros(2).bool(), *numbers)
+    assert (bare - dusty).abs().max() < 1e-3
 
 
 def test_each_training_image_lacks_pieces_of_its_own():

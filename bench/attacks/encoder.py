@@ -2,6 +2,8 @@
 
 Shaped like StegaStamp (Tancik, Mildenhall & Ng, CVPR 2020), as BackdoorBox has it for small images: 32, 32, 64, 128, 256
 channels, each level half the size, with skip connections; the bits enter as one more image, by a dense layer.
+Departures from BackdoorBox: convolutions on the way up are 3x3 (there 2x2), the input joins at the last layer (there at the
+one before), layers start as StegaStamp's do (there as PyTorch's), and the decoder stops halving at 2 pixels (there at 1).
 """
 
 import math

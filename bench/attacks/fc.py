@@ -5,7 +5,9 @@ Section 3 (`training=transfer`: the last layer alone) and Section 4 (`end_to_end
 target, outliers as targets); step size, beta and step rule as in aks2203/poisoning-benchmark, craft_poisons_fc.py. There is
 no trigger, and nothing to scale: ASR and RA are of the chosen images, those of `source_class` that the clean model gets
 right with the least confidence.
-Departures: several images are targeted at once, by the paper one. Poisons replace their bases, training images, as in
+Departures: several images are targeted at once, by the paper one. As in the paper, poisons are drawn to their watermarked
+base; poisoning-benchmark draws them to the bare one, and that with --l2 alone (else it keeps them within 8/255 of it, without
+beta), and truncates what it stores, where ours is rounded. Poisons replace their bases, training images, as in
 poisoning-benchmark; the paper adds them. No code for the end-to-end training (`tune`) is published; `scratch` is ours.
 """
 

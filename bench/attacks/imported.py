@@ -8,7 +8,7 @@ Departures: images are triggered as bytes, while EP's code pastes floats; its ra
 
 import torch
 
-from bench.attacks.base import Attack
+from bench.attacks.base import Attack, PoisonAttack
 from bench.attacks.counts import check_rate, draw_mix, poison_count
 from bench.checkpoints import checkpoint as open_checkpoint
 from bench.companions import PICTURES, beside
@@ -32,7 +32,8 @@ class Imported(Attack):
         if checkpoint is None:
             raise UserError("attack=imported is about a model from elsewhere: give model.checkpoint=FILE.")
         self.file = open_checkpoint(checkpoint)
-        self.trigger, self.facts = found(self.file, shape, num_classes, target, alpha, corners)
+        self.trigger, self.facts, made = found(self.file, shape, num_classes, target, alpha, corners)
+        self.clean_label = isinstance(made, PoisonAttack) and made.victims == "target"
         said = {"target": self.trigger.target, "poison_rate": self.facts.get("poison_rate")}
         for name, given in (("target", target), ("poison_rate", poison_rate)):
             if None not in (given, said[name]) and given != said[name]:
@@ -49,6 +50,11 @@ class Imported(Attack):
 
     def mix(self, train, size, seed):
         """As `Attack.mix`; where the trigger is only known as pictures, with the poisoned training images among these."""
+        if self.clean_label:
+            raise UserError(
+                f"this defence needs poisoned training images, and those of {self.file.path} cannot be made anew from its trigger "
+                "(they kept their labels): run the defence where the model was trained."
+            )
         if not isinstance(self.trigger, Pictures):
             return super().mix(train, size, seed)
         folder = beside(str(self.file.path), PICTURES[1])

@@ -100,19 +100,23 @@ def enlarged(size: int) -> int:
 def noise(kind: str, shape: tuple[int, int, int], seed: int) -> Tensor:
     """A noise image [C, H, W] with values 0..255, drawn from the seed alone.
 
-    `gaussian`: N(127.5, 64) per value, clipped; `binary`: 0 or 255, the same in all channels; `uniform`: 0..255.
+    `gaussian`: N(127.5, 64) per value, clipped; `binary`: 0 or 255, the same in all channels; `uniform`: 0..255;
+    `sigmoid`: 255 sigmoid(N(0, 1)), not rounded (EP's and CLP's code).
     """
     rng = generator(seed, f"pattern/{kind}")
     if kind == "gaussian":
         return (127.5 + 64 * torch.randn(shape, generator=rng)).round().clamp(0, 255).to(torch.uint8)
     if kind == "binary":
         return (255 * torch.randint(2, (1, *shape[1:]), generator=rng)).expand(shape)
+    if kind == "sigmoid":
+        return 255 * torch.randn(shape, generator=rng, dtype=torch.float64).sigmoid()
     return torch.randint(256, shape, generator=rng)
 
 
 def picture(pattern: str, shape: tuple[int, int, int], seed: int) -> Tensor:
     """The noise image of that kind, or the user's image in that file: [C, H, W], 0..255."""
-    return noise(pattern, shape, seed) if pattern in ("gaussian", "binary", "uniform") else read_image(pattern, shape)
+    known = pattern in ("gaussian", "binary", "uniform", "sigmoid")
+    return noise(pattern, shape, seed) if known else read_image(pattern, shape)
 
 
 def read_image(path: str, shape: tuple[int, int, int]) -> Tensor:

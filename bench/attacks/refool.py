@@ -58,8 +58,9 @@ def focal(alpha, light, mirrored, down, right, share, sigma, attenuation):
     """A blurred reflection, dimmed where the sum would be too bright, and strongest in the middle."""
     height, width = light.shape[2:]
     soft = blur(height, sigma) @ mirrored @ blur(width, sigma).mT
-    bright = soft + light > 1
-    mean = ((soft + light) * bright).sum((2, 3), keepdim=True) / (bright.sum((2, 3), keepdim=True) + 1e-6)
+    both = soft.float() + light.float()  # as the reference: white stays 1 under the dust that a blur leaves far away
+    bright = both > 1
+    mean = (both.to(soft) * bright).sum((2, 3), keepdim=True) / (bright.sum((2, 3), keepdim=True) + 1e-6)
     soft = (soft - (mean.clamp(min=1) - 1) * attenuation).clamp(0, 1)
     return soft * bump(height, light)[:, None] * bump(width, light) * (1 - alpha / 2) + light * alpha
 
