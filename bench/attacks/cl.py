@@ -5,8 +5,8 @@ Turner, Tsipras & Madry, "Label-Consistent Backdoor Attacks", 2019, Section 4.2 
 amplitude), perturbations as in BackdoorBench's (untargeted PGD: Linf 8/255, 100 steps of 1.5/255).
 Labels stay right; test images get the marks only, at an amplitude of their own, as in the paper.
 Departures: the paper and BackdoorBench perturb against an adversarially trained model (the latter's for Tiny ImageNet is
-not), ours is the bench's ordinary clean one, as in EP's code. Perturbations are cut to whole pixel values towards the image, so none exceeds `eps`; BackdoorBench cuts
-sums downwards. GAN interpolation, the paper's other method, is not here.
+not), ours is the bench's ordinary clean one, as in EP's code. Perturbations are cut to whole pixel values towards the
+image, so none exceeds `eps`; BackdoorBench cuts sums downwards. GAN interpolation, the paper's other method, is not here.
 """
 
 import numpy as np

@@ -8,8 +8,8 @@ light from below, local contrast) stands in. The injector descends the whole los
 means; `slope=ssim` keeps the code's slip (no gradients pass the model, so SSIM alone trains it, driving images apart).
 Neurons are what the first linear layer after the last convolution reads: in the bench's networks, as in layer4 there, means
 of the last stage's channels. At least one neuron and one batch; with a rate too small for one image a batch, a batch has
-one with that probability; stylised images are uint8; the last epoch's model counts, not the best on the test set. Defaults are the bench's common
-training.
+one with that probability; stylised images are uint8; the last epoch's model counts, not the best on the test set.
+Defaults are the bench's common training.
 """
 
 import torch

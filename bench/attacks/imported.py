@@ -52,8 +52,8 @@ class Imported(Attack):
         """As `Attack.mix`; where the trigger is only known as pictures, with the poisoned training images among these."""
         if self.clean_label:
             raise UserError(
-                f"this defence needs poisoned training images, and those of {self.file.path} cannot be made anew from its trigger "
-                "(they kept their labels): run the defence where the model was trained."
+                f"this defence needs poisoned training images, and those of {self.file.path} cannot be made anew from its "
+                "trigger (they kept their labels): run the defence where the model was trained."
             )
         if not isinstance(self.trigger, Pictures):
             return super().mix(train, size, seed)
