@@ -216,6 +216,14 @@ def test_images_that_kept_their_labels_are_not_made_anew(direct, runs, tmp_path)
         there.attack.mix(there.data.train, 50, 0)
 
 
+def test_poisoned_training_images_of_no_class_are_named(direct, runs, tmp_path):
+    make = spoiled("backdoorbench", "attack_result.pt", wanting(11, "bd_train"))
+    file, attack = make(direct, tmp_path, direct.backdoor.model.state_dict())
+    there = stage(runs, attack, checkpoint=file)
+    with one_sentence("bd_train has classes outside 0 to 9"):
+        there.attack.mix(there.data.train, 50, 0)
+
+
 def test_a_trigger_that_was_learned_must_come_with_the_model(direct, runs, tmp_path):
     state = direct.backdoor.model.state_dict()
     save_file({k: v.contiguous() for k, v in state.items()}, tmp_path / "model.safetensors")
@@ -258,11 +266,11 @@ def put(*path, to):
     return change
 
 
-def wanting(label):
-    """As `put`: every triggered test image is to be of this class."""
+def wanting(label, part="bd_test"):
+    """As `put`: every triggered image is to be of this class."""
 
     def change(content):
-        for row in content["bd_test"]["bd_data_container"]["data_dict"].values():
+        for row in content[part]["bd_data_container"]["data_dict"].values():
             row["other_info"][0] = label
 
     return change

@@ -64,6 +64,8 @@ class Imported(Attack):
             raise UserError(
                 f"this defence needs poisoned training images, and {PICTURES[1]}/ with them is not beside {self.file.path}."
             )
+        if not set(before + after) <= set(range(self.num_classes)):
+            raise UserError(f"{self.file.path}: bd_train has classes outside 0 to {self.num_classes - 1}.")
         clean = train[draw_mix(len(train), size, seed).to(train.y.device)[count:]]
         some = draw_mix(len(index), count, seed).tolist()
         x = images(folder, [index[i] for i in some], [before[i] for i in some], self.shape)
