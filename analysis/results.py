@@ -15,7 +15,7 @@ from analysis import attacks, claims, command, findings, glance, ledger, localis
 from analysis.ranks import LEVEL, ranks
 from analysis.render import Table
 from analysis.runs import Runs
-from analysis.settings import overrides
+from analysis.settings import spoken
 from analysis.sheets import Sheet, label, number
 
 VARIED = ("attack", "defense", "seed")
@@ -49,7 +49,7 @@ def section(runs: Runs, judged: Sequence[claims.Judged]) -> Iterator[str]:
         f"{len(lost)} cells that could not be counted. {commits(found)} "
         f"[What was run, and how it departs from the papers](results/README.md#{render.slug(root.name)})."
     )
-    if words := again(runs.frame["folder"]):
+    if words := again(runs.root, runs.frame["folder"]):
         yield "Any cell again, with its attack, defence and seed filled in:"
         yield "\n".join(f"    {render.plain(command)}" for command in words)
     yield "### Findings"
@@ -78,9 +78,9 @@ def commits(found: Sequence[Sheet]) -> str:
     return render.md(f"Commits: {', '.join(names) or 'unknown'}. Devices: {', '.join(devices) or 'unknown'}.")
 
 
-def again(folders: Iterable[str]) -> list[str]:
-    """The commands that cells were started with, but for what differs from cell to cell; none where none was kept."""
-    kept = [overrides(Path(folder, ".hydra", "overrides.yaml")) for folder in folders]
+def again(root: Path, folders: Iterable[str]) -> list[str]:
+    """The commands that make cells again, but for what differs from cell to cell; none where none was kept."""
+    kept = [spoken(root, Path(folder)) for folder in folders]
     shared = {tuple(word for word in words if word.partition("=")[0] not in VARIED) for words in kept if words}
     blank = [f"{name}={name.upper()}" for name in VARIED]
     return [f"python bench/run.py {shlex.join([*words, *blank])}" for words in sorted(shared)]

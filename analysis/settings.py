@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,24 @@ def overrides(path: Path) -> list[str]:
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return []
     return [word for word in found if isinstance(word, str)] if isinstance(found, list) else []
+
+
+def spoken(root: Path, folder: Path) -> list[str]:
+    """The words that a cell was started with, and those that `again.yaml` in `root` says it needs besides by now.
+
+    `again.yaml`: patterns of folders below `root` -> lists of words. Raises ValueError if it is anything else.
+    """
+    words = overrides(folder / ".hydra" / "overrides.yaml")
+    path, name = root / "again.yaml", folder.relative_to(root).as_posix()
+    if not words or not path.exists():
+        return words
+    try:
+        more = [word for cells, added in yaml.safe_load(path.read_text(encoding="utf-8")).items()
+                for word in added if fnmatch(name, cells)]  # fmt: skip
+        said = {word.partition("=")[0] for word in words}
+        return words + [word for word in more if word.partition("=")[0] not in said]
+    except (ValueError, AttributeError, TypeError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} is not a mapping of patterns to lists of words ({error})") from error
 
 
 def by_hand(folder: str, parts: tuple[str, ...] = ("defense",)) -> list[str]:

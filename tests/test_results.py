@@ -12,7 +12,9 @@ from test_analysis import HOSTILE, change
 from analysis import claims, findings, render, results
 from analysis.load import load, read
 from analysis.operating_point import SENTENCES
+from analysis.settings import spoken
 from analysis.sheets import sheets
+from bench import config, run
 
 CIFAR = ROOT / "results" / "cifar10-jpeg-h200"
 
@@ -46,10 +48,30 @@ def test_the_page_says_how_any_cell_is_made_again(runs):
         (cell / ".hydra" / "overrides.yaml").write_text("".join(f"- {word}\n" for word in words))
     line = "\n    python bench/run.py scale=cpu 'dataset.root=my images' attack=ATTACK defense=DEFENSE seed=SEED\n"
     assert results.page(runs.parent).count(line) == 1
+    (runs / "again.yaml").write_text("'*/badnets/*': [seed=0, scale=cpu, threads=1]\n'*/wanet/*': [threads=2]\n")
+    lines = [line.replace("my images'", f"my images' threads={count}") for count in (1, 2)]
+    assert [results.page(runs.parent).count(line) for line in lines] == [1, 1]
+    (runs / "again.yaml").write_text("- a\n")
+    with pytest.raises(ValueError, match="again.yaml is not a mapping of patterns"):
+        results.page(runs.parent)
+    (runs / "again.yaml").unlink()
     (cell / ".hydra" / "overrides.yaml").write_text('- "a=1\\n\\n# Injected \\uD800"\n')
     assert "\n# Injected" not in results.page(runs.parent)
     (cell / ".hydra" / "config.yaml").unlink()  # counted nevertheless
     assert "; 0 cells that could not be counted" in results.page(runs.parent)
+
+
+def test_a_cell_of_the_results_is_made_again_by_its_words():
+    """Composed today they name the very cell: one of each attack and command, and every ANP, whose masks go by the processor."""
+    root, shown = ROOT / "results" / "cifar10-jpeg-cpu", {}
+    for path in sorted(root.glob("*/*/*/*/*/record.json")):
+        words = spoken(root, path.parent)
+        attack, defense = path.parts[-4:-2]
+        rest = tuple(word for word in words if word.partition("=")[0] not in results.VARIED)
+        shown[attack, defense == "anp" and path.parent.name, rest] = words, path.parent.name
+    assert len(shown) > 20
+    for words, name in shown.values():
+        assert name.endswith(f"-{config.run_id(run.composed(*words))}"), words
 
 
 def test_every_claim_is_about_what_the_bench_has():
