@@ -52,7 +52,7 @@ def test_the_page_says_how_any_cell_is_made_again(runs):
     lines = [line.replace("my images'", f"my images' threads={count}") for count in (1, 2)]
     assert [results.page(runs.parent).count(line) for line in lines] == [1, 1]
     (runs / "again.yaml").write_text("- a\n")
-    with pytest.raises(ValueError, match="again.yaml is not a mapping of patterns"):
+    with pytest.raises(ValueError, match=r"again\.yaml is not a mapping of patterns"):
         results.page(runs.parent)
     (runs / "again.yaml").unlink()
     (cell / ".hydra" / "overrides.yaml").write_text('- "a=1\\n\\n# Injected \\uD800"\n')
